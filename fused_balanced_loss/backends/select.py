@@ -1,0 +1,131 @@
+"""Which implementation computes a call."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from ..terms import Problem
+from . import compiled, reference
+
+Impl = Literal["auto", "triton", "compile", "reference"]
+IMPLS: tuple[str, ...] = get_args(Impl)
+
+# Elements from which a compiled CPU pass is worth seconds of compilation.
+COMPILE_FROM = 1 << 18
+
+
+class Backend(Protocol):
+    """What an implementation offers; see ``reference`` for the meaning of the three."""
+
+    def value(self, problem: Problem, reduction: str, scale: float = ...) -> Tensor: ...
+    def gradient(self, problem: Problem, upstream: Tensor, scale: float = ...) -> Tensor: ...
+    def value_and_gradient(
+        self, problem: Problem, scale: float, out: Tensor | None = ...
+    ) -> tuple[Tensor, Tensor]: ...
+    def scale_gradient(self, gradient: Tensor, upstream: Tensor) -> None: ...
+
+
+class _Eager:
+    """The closed form without compilation."""
+
+    value = staticmethod(functools.partial(compiled.value, compiled=False))
+    gradient = staticmethod(functools.partial(compiled.gradient, compiled=False))
+    value_and_gradient = staticmethod(functools.partial(compiled.value_and_gradient, compiled=False))
+    scale_gradient = staticmethod(compiled.scale_gradient)
+
+
+class _CompiledOrEager:
+    """The compiled closed form; uncompiled, after one warning, where compilation fails."""
+
+    failed = False
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        if not self.failed:
+            try:
+                return getattr(compiled, name)(*arguments)
+            except Exception as error:
+                # The uncompiled form raises again what was the caller's fault.
+                result = getattr(compiled, name)(*arguments, compiled=False)
+                _CompiledOrEager.failed = True
+                warnings.warn(
+                    f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                    "impl='auto' goes on with the uncompiled closed form, which is slower",
+                    stacklevel=2,
+                )
+                return result
+        return getattr(compiled, name)(*arguments, compiled=False)
+
+    def value(self, problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
+        return self._call("value", problem, reduction, scale)
+
+    def gradient(self, problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
+        return self._call("gradient", problem, upstream, scale)
+
+    def value_and_gradient(self, problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._call("value_and_gradient", problem, scale, out)
+
+    scale_gradient = staticmethod(compiled.scale_gradient)
+
+
+EAGER = _Eager()
+COMPILED_OR_EAGER = _CompiledOrEager()
+
+
+@functools.cache
+def triton_backend() -> ModuleType | None:
+    """The Triton implementation, or None, after one warning, where Triton cannot be imported."""
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn("triton is not installed: GPU tensors take torch.compile", stacklevel=2)
+        return None
+    try:
+        from . import triton
+    except Exception as error:
+        warnings.warn(
+            f"triton could not be imported ({type(error).__name__}: {error}): GPU tensors take torch.compile",
+            stacklevel=2,
+        )
+        return None
+    return triton
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on")
+
+
+def select(impl: str, logits: Tensor) -> Backend:
+    """The implementation for ``impl`` on these logits.
+
+    Raises:
+        ValueError: for an unknown ``impl``.
+        RuntimeError: for ``impl="triton"`` where Triton or a GPU is missing.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
+    if impl == "reference":
+        return reference
+    if impl == "compile":
+        return compiled
+    if impl == "triton":
+        if not (logits.is_cuda or interpreting()):
+            raise RuntimeError(
+                f"impl: 'triton' needs logits on a GPU, or TRITON_INTERPRET=1 set before triton is imported; "
+                f"got logits on {logits.device}"
+            )
+        backend = triton_backend()
+        if backend is None:
+            raise RuntimeError("impl: 'triton' needs the package triton, which is not installed or does not import")
+        return backend
+    if logits.is_cuda:
+        return triton_backend() or COMPILED_OR_EAGER
+    if logits.device.type == "cpu" and logits.numel() >= COMPILE_FROM:
+        return COMPILED_OR_EAGER
+    return EAGER

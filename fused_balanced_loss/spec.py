@@ -1,0 +1,173 @@
+"""What a loss is: the settings of the one formula that every loss of the family is an instance of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Weighting = Literal["none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"]
+Pooling = Literal["label", "mean_count", "mean_weight", "rarest"]
+Corpus = Literal["reuters", "pubmed"]
+Convention = Literal["paper", "authors"]
+
+WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+CORPORA: tuple[str, ...] = get_args(Corpus)
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+PAPER_LOSSES = ("BCE", "FL", "CB", "R-FL", "NTR-FL", "DB-0FL", "CB-NTR", "DB")
+PRESETS = (*PAPER_LOSSES, "ASL")
+
+PAPER_MU = {"reuters": 0.9, "pubmed": 0.05}
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """Settings of a balanced multi-label loss (Huang et al., EMNLP 2021, section 3).
+
+    For logit ``z`` of a label seen in ``n`` of ``N_train`` training samples::
+
+        v = kappa * log(N_train / n - 1)
+        t = z - v  (target 1)          t = -lam * (z - v)  (target 0)
+        p = sigmoid(t)
+        loss = factor * s * w * (1 - p)**gamma * -log(p)      s = 1 (target 1), 1 / lam (target 0)
+
+    Args:
+        gamma: focusing parameter, >= 0; of the positives alone where ``gamma_negative`` is given.
+        gamma_negative: focusing parameter of the negatives, >= 0; None takes ``gamma``.
+        probability_margin: shift ``m`` in [0, 1) of the negatives' probability, ``1 - p -> max(1 - p - m, 0)``
+            (Ridnik et al., ICCV 2021, equation 5).
+        weighting: where the weight ``w`` comes from. ``"class_balanced"``: ``(1 - beta_cb) / (1 - beta_cb**n)``;
+            ``"rebalanced"``: ``alpha + sigmoid(beta * (r - mu))`` with ``r`` the share of the label's ``1/n`` in the
+            sum over the sample's labels; ``"inverse_frequency"`` and ``"sqrt_inverse_frequency"``: ``1/n`` and
+            ``n**-0.5``, scaled to mean 1 over the labels.
+        pooling: ``"label"`` weighs every label by its own count. The others weigh a whole sample by its labels:
+            by the weight at their mean count, their mean weight, or the weight of the rarest. A sample without
+            labels is weighed as if it had a label that all samples carry.
+        beta_cb: class-balanced beta, in [0, 1).
+        alpha, beta, mu: the rebalancing's floor (>= 0), slope (> 0) and midpoint.
+        kappa: scale of the negative-tolerant bias ``v``; 0 switches it off.
+        lam: the paper's lambda > 0, slope of the negatives' margin.
+        positive_factor, negative_factor: constants > 0 on the loss of each class.
+
+    Raises:
+        TypeError, ValueError: naming the setting, what was expected and what came.
+    """
+
+    gamma: float = 0.0
+    gamma_negative: float | None = None
+    probability_margin: float = 0.0
+    weighting: Weighting = "none"
+    pooling: Pooling = "label"
+    beta_cb: float = 0.9
+    alpha: float = 0.1
+    beta: float = 10.0
+    mu: float = 0.9
+    kappa: float = 0.0
+    lam: float = 1.0
+    positive_factor: float = 1.0
+    negative_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("weighting", "pooling") or (field.name == "gamma_negative" and value is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{field.name}: expected a number, got {type(value).__name__} {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{field.name}: expected a finite number, got {value}")
+            object.__setattr__(self, field.name, float(value))
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
+        _check_choice("pooling", self.pooling, POOLINGS)
+        for name in ("gamma", "gamma_negative", "alpha"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        for name in ("beta", "lam", "positive_factor", "negative_factor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected a number > 0, got {getattr(self, name)}")
+        for name in ("beta_cb", "probability_margin"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.pooling != "label" and self.weighting in ("none", "rebalanced"):
+            raise ValueError(
+                f"pooling: expected 'label' with weighting {self.weighting!r}, which has no per-label weight to pool, "
+                f"got {self.pooling!r}"
+            )
+
+    @property
+    def gammas(self) -> tuple[float, float]:
+        """Focusing parameters of positives and negatives."""
+        return self.gamma, self.gamma if self.gamma_negative is None else self.gamma_negative
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the loss depends on label counts."""
+        return self.weighting != "none" or self.kappa != 0
+
+    def replace(self, **settings: Any) -> LossSpec:
+        """A copy with some settings changed."""
+        unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(self)})
+        if unknown:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise TypeError(f"LossSpec has no setting {unknown[0]!r}; expected one of {known}")
+        return dataclasses.replace(self, **settings)
+
+    @classmethod
+    def preset(cls, name: str, *, corpus: Corpus = "reuters", convention: Convention = "paper") -> LossSpec:
+        """The loss that the paper calls ``name``, or asymmetric loss.
+
+        Args:
+            name: ``"BCE"``, ``"FL"``, ``"CB"``, ``"R-FL"``, ``"NTR-FL"``, ``"DB-0FL"``, ``"CB-NTR"`` or ``"DB"`` (Huang
+                et al., EMNLP 2021, Table 2), or ``"ASL"`` (Ridnik et al., ICCV 2021: gamma 1 and 4, margin 0.05, whose
+                authors reduce by sum; corpus and convention do not change it).
+            corpus: the corpus whose settings are meant: mu is 0.9 on ``"reuters"``, 0.05 on ``"pubmed"``.
+            convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors of the
+                published experiments, on which their learning rates depend.
+
+        Raises:
+            ValueError: for an unknown name, corpus or convention.
+        """
+        _check_choice("name", name, PRESETS)
+        _check_choice("corpus", corpus, CORPORA)
+        _check_choice("convention", convention, CONVENTIONS)
+        if name == "ASL":
+            return cls(gamma=1.0, gamma_negative=4.0, probability_margin=0.05)
+        weighting: Weighting = "none"
+        if name in ("CB", "CB-NTR"):
+            weighting = "class_balanced"
+        elif name in ("R-FL", "DB-0FL", "DB"):
+            weighting = "rebalanced"
+        negative_tolerant = name in ("NTR-FL", "DB-0FL", "CB-NTR", "DB")
+        positive, negative = (1.0, 1.0) if convention == "paper" else _authors_factors(name, corpus)
+        return cls(
+            gamma=0.0 if name in ("BCE", "DB-0FL") else 2.0,
+            weighting=weighting,
+            mu=PAPER_MU[corpus],
+            kappa=0.05 if negative_tolerant else 0.0,
+            lam=2.0 if negative_tolerant else 1.0,
+            positive_factor=positive,
+            negative_factor=negative,
+        )
+
+
+def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
+    """Factors of the published experiments on the paper's positives and negatives."""
+    reuters = corpus == "reuters"
+    if name == "BCE":
+        return 1.0, 1.0
+    if name == "CB":
+        return (5.0, 5.0) if reuters else (2.5, 2.5)
+    if name == "CB-NTR":
+        return 5.0, 5.0
+    if name == "NTR-FL":
+        # Run without the 1/lambda of the negatives: lambda = 2 doubles their share.
+        return (0.5, 1.0) if reuters else (0.25, 0.5)
+    return 0.5, 0.5
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {expected}; got {value!r}")
