@@ -157,8 +157,11 @@ def balanced_loss(
     loss = _differentiable(flat, problem, backend, reduction, scale, gradient)
     if reduction == "mean" and label_mask is not None:
         loss = loss / label_mask.sum().clamp(min=1)
-    if not torch.compiler.is_compiling() and loss.device.type == "cpu" and bool(torch.isnan(loss).any()):
-        _check_binary_targets(targets)
+    if not torch.compiler.is_compiling() and loss.device.type == "cpu":
+        # An invalid target has turned the loss into NaN: looking for one only then costs a good call nothing.
+        lost = bool(torch.isnan(loss).any()) if reduction == "none" else math.isnan(loss.item())
+        if lost and isinstance(targets, Tensor):
+            check_binary(targets)
     return loss.reshape(shape) if reduction == "none" else loss
 
 
@@ -268,7 +271,3 @@ def _flat_label_mask(label_mask: Tensor | None, logits: Tensor, flat: Tensor) ->
         )
     return label_mask.reshape(flat.shape).contiguous()
 
-
-def _check_binary_targets(targets: Tensor | SparseTargets) -> None:
-    if isinstance(targets, Tensor):
-        check_binary(targets)

@@ -1,4 +1,4 @@
-"""Value and gradient in closed form, in one pass under torch.compile; also run uncompiled where compiling never pays."""
+"""Value and gradient in closed form, in one pass under torch.compile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..spec import LossSpec
 from ..targets import SparseTargets
 from ..terms import Problem, compute_dtype
+from .eager import scale_gradient
 
 # Lowest power first; fitted for least relative error in float64, then rounded: with float32 arithmetic
 # -log1p(-m) / m on [0, 1/2] is within 1.3e-7, exp(f) for |f| <= log(2) / 2 within 1.1e-7.
@@ -44,30 +45,32 @@ _ELEMENTS_ASIDE = 1 << 18
 # Largest -t whose exponential is taken.
 _BOUND = 60.0
 
+__all__ = ["gradient", "scale_gradient", "value", "value_and_gradient"]
+
 _Form = Callable[..., tuple[Tensor | None, Tensor | None]]
 
 
-def value(problem: Problem, reduction: str, scale: float = 1.0, *, compiled: bool = True) -> Tensor:
+def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
     want = "elements" if reduction == "none" else "value"
-    loss, _ = _run(problem, want, scale, None, compiled)
+    loss, _ = _run(problem, want, scale, None)
     assert loss is not None
     return loss if reduction == "none" else loss.sum() * scale
 
 
-def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0, *, compiled: bool = True) -> Tensor:
+def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
-    _, dz = _run(problem, "gradient", scale, upstream, compiled)
+    _, dz = _run(problem, "gradient", scale, upstream)
     assert dz is not None
     return dz
 
 
 def value_and_gradient(
-    problem: Problem, scale: float, out: Tensor | None = None, *, compiled: bool = True
+    problem: Problem, scale: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     if out is None:
-        loss, dz = _run(problem, "both", scale, None, compiled)
+        loss, dz = _run(problem, "both", scale, None)
         assert loss is not None and dz is not None
         return loss.sum() * scale, dz
     # Some rows at a time: in place there is no room for a second gradient.
@@ -75,17 +78,10 @@ def value_and_gradient(
     step = max(1, _ELEMENTS_ASIDE // out.shape[1])
     for start in range(0, len(out), step):
         rows = slice(start, start + step)
-        part, dz = value_and_gradient(_some_rows(problem, rows), scale, compiled=compiled)
+        part, dz = value_and_gradient(_some_rows(problem, rows), scale)
         out[rows] = dz
         total += part
     return total, out
-
-
-def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
-    """Multiplies ``gradient`` in place by ``upstream`` (no dimension)."""
-    # On the CPU the host knows the number, and nearly always it is 1.
-    if upstream.device.type != "cpu" or upstream.item() != 1:
-        gradient.mul_(upstream)
 
 
 def _some_rows(problem: Problem, rows: slice) -> Problem:
@@ -99,7 +95,7 @@ def _some_rows(problem: Problem, rows: slice) -> Problem:
 
 
 def _run(
-    problem: Problem, want: str, scale: float, upstream: Tensor | None, compiled: bool
+    problem: Problem, want: str, scale: float, upstream: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     spec, terms, logits = problem.spec, problem.terms, problem.logits.detach()
     dtype = compute_dtype(logits.dtype)
@@ -119,9 +115,9 @@ def _run(
     factor = torch.full((), scale, dtype=dtype, device=logits.device)
     arguments = (logits, dense, terms.bias, terms.inverse_frequency, terms.weight, row_sum)
     arguments += (problem.row_weight, problem.label_mask, factor if upstream is None else factor * upstream)
-    # Whoever compiles the caller compiles this with it.
-    if not compiled or torch.compiler.is_compiling():
-        return _make_form(spec, want, binary, dtype, fast=False)(*arguments)
+    if torch.compiler.is_compiling():
+        # Whoever compiles the caller compiles this with it.
+        return _make_form(spec, want, binary, dtype)(*arguments)
     for rows in (logits, dense, row_sum, problem.row_weight, problem.label_mask):
         if rows is not None:
             torch._dynamo.maybe_mark_dynamic(rows, 0)
@@ -129,15 +125,15 @@ def _run(
         return _compiled_form(spec, want, binary, dtype)(*arguments)
 
 
-def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype, fast: bool) -> _Form:
+def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _Form:
     """The closed form of one spec: a function of tensors alone.
 
     ``want``: "value" (row sums [N] of the loss), "elements" (the loss [N, C]), "gradient", or "both" (row sums and
-    gradient). The gradient is multiplied by ``scale`` (no dimension, or [N, C]). ``binary``: the targets are known to be 0 or 1; otherwise others turn the loss into NaN. ``fast``: with polynomials,
-    which pay where they are compiled into one loop.
+    gradient). The gradient is multiplied by ``scale`` (no dimension, or [N, C]). ``binary``: the targets are known to be 0 or 1; otherwise others turn the loss into NaN.
     """
-    exp = _fast_exp if fast else torch.exp
-    minus_log1p = _fast_minus_log1p if fast else _exact_minus_log1p
+    single = dtype == torch.float32
+    exp = _fast_exp if single else torch.exp
+    minus_log1p = _fast_minus_log1p if single else _exact_minus_log1p
 
     def form(
         logits: Tensor,
@@ -287,7 +283,7 @@ _compiled_forms: dict[Any, _Form] = {}
 def _compiled_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _Form:
     key = (spec, want, binary, dtype)
     if key not in _compiled_forms:
-        form = _make_form(spec, want, binary, dtype, fast=dtype == torch.float32)
+        form = _make_form(spec, want, binary, dtype)
         assert isinstance(form, types.FunctionType)
         # Recompilations are counted by code object: each spec gets its own.
         own = types.FunctionType(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..terms import Problem
-from . import compiled, reference
+from . import compiled, eager, reference
 
 Impl = Literal["auto", "triton", "compile", "reference"]
 IMPLS: tuple[str, ...] = get_args(Impl)
@@ -33,15 +33,6 @@ class Backend(Protocol):
     def scale_gradient(self, gradient: Tensor, upstream: Tensor) -> None: ...
 
 
-class _Eager:
-    """The closed form without compilation."""
-
-    value = staticmethod(functools.partial(compiled.value, compiled=False))
-    gradient = staticmethod(functools.partial(compiled.gradient, compiled=False))
-    value_and_gradient = staticmethod(functools.partial(compiled.value_and_gradient, compiled=False))
-    scale_gradient = staticmethod(compiled.scale_gradient)
-
-
 class _CompiledOrEager:
     """The compiled closed form; uncompiled, after one warning, where compilation fails."""
 
@@ -53,7 +44,7 @@ class _CompiledOrEager:
                 return getattr(compiled, name)(*arguments)
             except Exception as error:
                 # The uncompiled form raises again what was the caller's fault.
-                result = getattr(compiled, name)(*arguments, compiled=False)
+                result = getattr(eager, name)(*arguments)
                 _CompiledOrEager.failed = True
                 warnings.warn(
                     f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
@@ -61,7 +52,7 @@ class _CompiledOrEager:
                     stacklevel=2,
                 )
                 return result
-        return getattr(compiled, name)(*arguments, compiled=False)
+        return getattr(eager, name)(*arguments)
 
     def value(self, problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
         return self._call("value", problem, reduction, scale)
@@ -72,10 +63,9 @@ class _CompiledOrEager:
     def value_and_gradient(self, problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._call("value_and_gradient", problem, scale, out)
 
-    scale_gradient = staticmethod(compiled.scale_gradient)
+    scale_gradient = staticmethod(eager.scale_gradient)
 
 
-EAGER = _Eager()
 COMPILED_OR_EAGER = _CompiledOrEager()
 
 
@@ -126,6 +116,8 @@ def select(impl: str, logits: Tensor) -> Backend:
         return backend
     if logits.is_cuda:
         return triton_backend() or COMPILED_OR_EAGER
+    if torch.compiler.is_compiling():
+        return compiled
     if logits.device.type == "cpu" and logits.numel() >= COMPILE_FROM:
         return COMPILED_OR_EAGER
-    return EAGER
+    return eager

@@ -1,0 +1,196 @@
+"""Forward, backward and one-pass kernel over logits [N, C]."""
+
+import triton
+import triton.language as tl
+
+from .element import balanced_element
+from .labels import dense_label, search_label, tile_labels
+
+
+@triton.jit
+def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials):
+    """Adds up the programs' sums: the last program to arrive does, in their order, so that the bits never change."""
+    program = tl.program_id(0)
+    tl.store(partial_ptr + program, value)
+    tl.debug_barrier()
+    if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == num_partials - 1:
+        SOME: tl.constexpr = 256
+        total = tl.zeros([SOME], value.dtype)
+        for begin in range(0, num_partials, SOME):
+            index = begin + tl.arange(0, SOME)
+            total += tl.load(partial_ptr + index, mask=index < num_partials, other=0.0, volatile=True)
+        tl.store(loss_ptr, tl.sum(total) * scale)
+
+
+@triton.jit
+def logits_loss_kernel(
+    logits_ptr,
+    targets_ptr,
+    crow_ptr,
+    col_ptr,
+    first_ptr,
+    bias_ptr,
+    inverse_frequency_ptr,
+    label_weight_ptr,
+    row_rate_ptr,
+    row_weight_ptr,
+    mask_ptr,
+    upstream_ptr,
+    value_ptr,
+    gradient_ptr,
+    partial_ptr,
+    counter_ptr,
+    num_rows,
+    num_labels,
+    logits_stride,
+    targets_stride,
+    mask_stride,
+    gradient_stride,
+    num_tiles,
+    num_main,
+    num_programs,
+    rows_each,
+    scale,
+    scale_rest,
+    SPEC: tl.constexpr,
+    WANT_VALUE: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    UPSTREAM: tl.constexpr,
+    CSR: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REBALANCED: tl.constexpr,
+    HAS_LABEL_WEIGHT: tl.constexpr,
+    HAS_ROW_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    ALIGNED_TARGETS: tl.constexpr,
+    PTX: tl.constexpr,
+    PERIOD: tl.constexpr,
+    P: tl.constexpr,
+    G: tl.constexpr,
+):
+    """A grid of main programs, each a tile of G * P columns by some rows, then fringe programs.
+
+    A row's tiles begin at its first 16-byte boundary (P elements) and hold whole 16 bytes; rows that are PERIOD apart
+    begin alike, so a program that takes such rows keeps its columns' constants in registers. What is left of a row, less
+    than P elements at either end, is the fringe programs' work. P = 1: no fringe, any alignment.
+
+    WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
+    scale + scale_rest: the factor on sum and gradient, in two parts for float64.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    program = tl.program_id(0)
+    lane = tl.arange(0, P)
+    group = tl.arange(0, G)
+    factor = scale.to(COMPUTE)
+    if COMPUTE == tl.float64:
+        factor += scale_rest
+    slope = factor
+    if UPSTREAM == "scalar":
+        slope *= tl.load(upstream_ptr).to(COMPUTE)
+    positive_slope = -SPEC[6] * slope
+    negative_slope = SPEC[7] * slope
+    total = tl.zeros([G, P], COMPUTE)
+
+    if program < num_main:
+        tile = program % num_tiles
+        residue = (program // num_tiles) % PERIOD
+        first_row = ((program // num_tiles) // PERIOD * rows_each * PERIOD + residue).to(tl.int64)
+        head = ((P - (first_row * logits_stride) % P) % P).to(tl.int32)
+        whole = (num_labels - head) // P * P
+        offset = tile * (G * P) + group[:, None] * P + lane[None, :]
+        inside = offset < whole
+        column = head + offset
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=0.0) if REBALANCED else 0.0
+        label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
+        for step in range(rows_each):
+            row = first_row + step * PERIOD
+            if row < num_rows:
+                # Multiples of P, which lets the compiler move 16 bytes at once.
+                begin = (row * logits_stride + P - 1) // P * P
+                z = tl.load(logits_ptr + begin + offset, mask=inside, other=float("-inf")).to(COMPUTE)
+                if CSR:
+                    start = (head + tile * (G * P)).to(tl.int64)
+                    y = tile_labels(first_ptr + row * (num_tiles + 1) + tile, col_ptr, start, group, lane, P)
+                else:
+                    if ALIGNED_TARGETS:
+                        place = (row * targets_stride + P - 1) // P * P
+                    else:
+                        place = row * targets_stride + head
+                    y, z = dense_label(tl.load(targets_ptr + place + offset, mask=inside, other=0), z)
+                rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
+                weight = label_weight
+                if HAS_ROW_WEIGHT:
+                    weight *= tl.load(row_weight_ptr + row)
+                value, dz = balanced_element(
+                    z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
+                    HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
+                )  # fmt: skip
+                if HAS_MASK:
+                    kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
+                    value = tl.where(kept, value, 0.0)
+                    dz = tl.where(kept, dz, 0.0)
+                if WANT_VALUE == "sum":
+                    total += value
+                if WANT_VALUE == "elements":
+                    tl.store(value_ptr + row * num_labels + column, value, mask=inside)
+                if WANT_GRADIENT:
+                    if UPSTREAM == "elements":
+                        dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
+                    place = (row * gradient_stride + P - 1) // P * P
+                    tl.store(gradient_ptr + place + offset, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+    else:
+        # Some rows by 2 P lanes: the columns before the first boundary, and those after the last.
+        index = (program - num_main) * (G * P) + group[:, None] * P + lane[None, :]
+        row = (index // (2 * P)).to(tl.int64)
+        which = index % (2 * P)
+        head = ((P - (row * logits_stride) % P) % P).to(tl.int32)
+        whole = (num_labels - head) // P * P
+        before = which < P
+        column = tl.where(before, which, head + whole + which - P)
+        inside = (row < num_rows) & (column < tl.where(before, tl.minimum(head, num_labels), num_labels))
+        z = tl.load(logits_ptr + row * logits_stride + column, mask=inside, other=float("-inf")).to(COMPUTE)
+        if CSR:
+            y = search_label(crow_ptr, col_ptr, row, column, inside)
+        else:
+            y, z = dense_label(tl.load(targets_ptr + row * targets_stride + column, mask=inside, other=0), z)
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=0.0) if REBALANCED else 0.0
+        rate = tl.load(row_rate_ptr + row, mask=inside, other=0.0) if REBALANCED else 0.0
+        weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
+        if HAS_ROW_WEIGHT:
+            weight *= tl.load(row_weight_ptr + row, mask=inside, other=0.0)
+        value, dz = balanced_element(
+            z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
+            HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
+        )  # fmt: skip
+        if HAS_MASK:
+            kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
+            value = tl.where(kept, value, 0.0)
+            dz = tl.where(kept, dz, 0.0)
+        if WANT_VALUE == "sum":
+            total += value
+        if WANT_VALUE == "elements":
+            tl.store(value_ptr + row * num_labels + column, value, mask=inside)
+        if WANT_GRADIENT:
+            if UPSTREAM == "elements":
+                dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
+            tl.store(gradient_ptr + row * gradient_stride + column, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+
+    if WANT_VALUE == "sum":
+        finish_sum(partial_ptr, counter_ptr, value_ptr, tl.sum(total), factor, num_programs)
+
+
+@triton.jit
+def scale_kernel(gradient_ptr, upstream_ptr, num_rows, num_labels, stride, BLOCK: tl.constexpr):
+    """gradient *= upstream, in place; returns at once where upstream is 1, which only the device knows."""
+    upstream = tl.load(upstream_ptr)
+    if upstream != 1.0:
+        blocks = tl.cdiv(num_labels, BLOCK)
+        for work in range(tl.program_id(0), num_rows * blocks, tl.num_programs(0)):
+            row = (work // blocks).to(tl.int64)
+            column = work % blocks * BLOCK + tl.arange(0, BLOCK)
+            place = gradient_ptr + row * stride + column
+            gradient = tl.load(place, mask=column < num_labels)
+            scaled = gradient.to(upstream.dtype) * upstream
+            tl.store(place, scaled.to(gradient.dtype), mask=column < num_labels)
