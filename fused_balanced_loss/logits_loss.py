@@ -151,6 +151,7 @@ def balanced_loss(
         row_weight=row_weight,
         label_mask=label_mask,
         num_samples=0 if statistics is None else statistics.num_samples,
+        saved={},
     )
     backend = select(impl, logits)
     scale = 1 / flat.numel() if reduction == "mean" and label_mask is None else 1.0

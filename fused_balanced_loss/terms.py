@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Problem(NamedTuple):
     row_weight: [N] in the compute dtype, or None.
     label_mask: bool [N, C] (rows may repeat by stride 0), or None; False leaves an element out.
     num_samples: N_train; 0 where the loss needs no statistics.
+    saved: what an implementation keeps from the forward for the backward.
     """
 
     logits: Tensor
@@ -44,6 +45,7 @@ class Problem(NamedTuple):
     row_weight: Tensor | None
     label_mask: Tensor | None
     num_samples: int
+    saved: dict[str, Any]
 
 
 NO_TERMS = LabelTerms(None, None, None, None)

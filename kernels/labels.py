@@ -84,7 +84,7 @@ def row_terms_kernel(
                 inverse = tl.load(inverse_frequency_ptr + column, mask=column < num_labels, other=0.0)
                 total += tl.where(raw != 0, inverse, 0.0)
         # No labels: minus infinity, which the weight takes as r = infinity.
-        tl.store(row_rate_ptr + row, -BETA * LOG2E / tl.sum(total))
+        tl.store(row_rate_ptr + row, (1.0 / tl.sum(total)) * (-BETA * LOG2E))
     if CSR:
         SOME: tl.constexpr = 32
         for tile in range(0, num_tiles + 1, SOME):

@@ -81,7 +81,7 @@ def logits_loss_kernel(
     program = tl.program_id(0)
     lane = tl.arange(0, P)
     group = tl.arange(0, G)
-    factor = scale.to(COMPUTE)
+    factor = tl.full((), 1.0, COMPUTE) * scale
     if COMPUTE == tl.float64:
         factor += scale_rest
     slope = factor
