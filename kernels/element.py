@@ -92,6 +92,12 @@ def modulation(q, y, shifted, GAMMA: tl.constexpr, GAMMA_NEGATIVE: tl.constexpr,
 
 
 @triton.jit
+def either(y, A: tl.constexpr, B: tl.constexpr, like):
+    """A where y, else B, in the dtype of ``like``; numbers alone would become float32."""
+    return tl.where(y, tl.full(like.shape, A, like.dtype), tl.full(like.shape, B, like.dtype))
+
+
+@triton.jit
 def balanced_element(
     z,
     y,
@@ -128,7 +134,7 @@ def balanced_element(
     d = z
     if HAS_BIAS:
         d = z - bias
-    u = d * tl.where(y, -LOG2E, LAM * LOG2E)  # -t in units of log(2): large where the prediction is wrong
+    u = d * either(y, -LOG2E, LAM * LOG2E, d)  # -t in units of log(2): large where the prediction is wrong
     bounded = tl.minimum(u, BOUND, propagate_nan=tl.PropagateNan.ALL)
     e = exp2(bounded, PTX)
     e1 = 1.0 + e
@@ -173,15 +179,16 @@ def balanced_element(
         if GAMMA > 0.0:
             slope = (p * finite) * (GAMMA * UNIT) + q
     else:
-        slope = (p * finite) * tl.where(y, GAMMA * UNIT, GAMMA_NEGATIVE * UNIT) + q
+        slope = (p * finite) * either(y, GAMMA * UNIT, GAMMA_NEGATIVE * UNIT, q) + q
         if MARGIN > 0.0:
             kept = 1.0 - shifted
-            nll_shifted = -log2(kept, PTX) * LN2
+            near = minus_log1p(tl.minimum(shifted, 0.5, propagate_nan=tl.PropagateNan.ALL))
+            nll_shifted = tl.where(shifted > 0.5, -log2(kept, PTX) * LN2, near)
             ratio = tl.where(shifted > 0.0, nll_shifted / tl.where(shifted > 0.0, shifted, 1.0), 1.0)
             slope_shifted = (GAMMA_NEGATIVE * ratio + 1.0 / kept) * p * q
             slope = tl.where(y, slope, tl.where(shifted > 0.0, slope_shifted, 0.0))
             nll = tl.where(y, nll, nll_shifted * (1.0 / UNIT))
 
-    value = m * (nll * tl.where(y, SPEC[6] * UNIT, SPEC[7] / LAM * UNIT))
+    value = m * (nll * either(y, SPEC[6] * UNIT, SPEC[7] / LAM * UNIT, q))
     dz = m * (slope * tl.where(y, positive_slope, negative_slope))
     return value, dz

@@ -70,6 +70,7 @@ def row_terms_kernel(
         high = tl.load(crow_ptr + row + 1)
         # Columns before the row's first 16-byte boundary belong to no tile.
         head = (P - (row * logits_stride) % P) % P
+        end = head + (num_labels - head) // P * P
     if REBALANCED:
         total = tl.zeros([BLOCK], row_rate_ptr.dtype.element_ty)
         if CSR:
@@ -89,10 +90,11 @@ def row_terms_kernel(
         SOME: tl.constexpr = 32
         for tile in range(0, num_tiles + 1, SOME):
             boundary = tile + tl.arange(0, SOME)
+            limit = tl.minimum(head + boundary.to(tl.int64) * TILE, end)
             before = tl.zeros([SOME], tl.int64)
             for begin in range(low, high, SOME):
                 entry = begin + tl.arange(0, SOME)
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
-                is_before = (column[None, :] < head + boundary.to(tl.int64)[:, None] * TILE) & (entry < high)[None, :]
+                is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
                 before += tl.sum(is_before.to(tl.int64), axis=1)
             tl.store(first_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)

@@ -23,6 +23,40 @@ def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials):
 
 
 @triton.jit
+def store_element(
+    value,
+    dz,
+    row,
+    column,
+    place,
+    inside,
+    mask_ptr,
+    mask_stride,
+    upstream_ptr,
+    value_ptr,
+    gradient_ptr,
+    num_labels,
+    WANT_VALUE: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    UPSTREAM: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """Applies mask and upstream gradient, stores what is wanted, and returns the masked value."""
+    if HAS_MASK:
+        kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
+        value = tl.where(kept, value, 0.0)
+    if WANT_VALUE == "elements":
+        tl.store(value_ptr + row * num_labels + column, value, mask=inside)
+    if WANT_GRADIENT:
+        if UPSTREAM == "elements":
+            dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
+        if HAS_MASK:
+            dz = tl.where(kept, dz, 0.0)
+        tl.store(gradient_ptr + place, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+    return value
+
+
+@triton.jit
 def logits_loss_kernel(
     logits_ptr,
     targets_ptr,
@@ -67,6 +101,7 @@ def logits_loss_kernel(
     PERIOD: tl.constexpr,
     P: tl.constexpr,
     G: tl.constexpr,
+    FRINGE: tl.constexpr,
 ):
     """A grid of main programs, each a tile of G * P columns by some rows, then fringe programs.
 
@@ -79,8 +114,6 @@ def logits_loss_kernel(
     """
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0)
-    lane = tl.arange(0, P)
-    group = tl.arange(0, G)
     factor = tl.full((), 1.0, COMPUTE) * scale
     if COMPUTE == tl.float64:
         factor += scale_rest
@@ -89,9 +122,10 @@ def logits_loss_kernel(
         slope *= tl.load(upstream_ptr).to(COMPUTE)
     positive_slope = -SPEC[6] * slope
     negative_slope = SPEC[7] * slope
-    total = tl.zeros([G, P], COMPUTE)
-
     if program < num_main:
+        lane = tl.arange(0, P)
+        group = tl.arange(0, G)
+        total = tl.zeros([G, P], COMPUTE)
         tile = program % num_tiles
         residue = (program // num_tiles) % PERIOD
         first_row = ((program // num_tiles) // PERIOD * rows_each * PERIOD + residue).to(tl.int64)
@@ -101,7 +135,7 @@ def logits_loss_kernel(
         inside = offset < whole
         column = head + offset
         bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
-        inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=0.0) if REBALANCED else 0.0
+        inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=1.0) if REBALANCED else 0.0
         label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
         for step in range(rows_each):
             row = first_row + step * PERIOD
@@ -109,6 +143,7 @@ def logits_loss_kernel(
                 # Multiples of P, which lets the compiler move 16 bytes at once.
                 begin = (row * logits_stride + P - 1) // P * P
                 z = tl.load(logits_ptr + begin + offset, mask=inside, other=float("-inf")).to(COMPUTE)
+                rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
                 if CSR:
                     start = (head + tile * (G * P)).to(tl.int64)
                     y = tile_labels(first_ptr + row * (num_tiles + 1) + tile, col_ptr, start, group, lane, P)
@@ -118,7 +153,6 @@ def logits_loss_kernel(
                     else:
                         place = row * targets_stride + head
                     y, z = dense_label(tl.load(targets_ptr + place + offset, mask=inside, other=0), z)
-                rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
                 weight = label_weight
                 if HAS_ROW_WEIGHT:
                     weight *= tl.load(row_weight_ptr + row)
@@ -126,59 +160,47 @@ def logits_loss_kernel(
                     z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
                     HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
                 )  # fmt: skip
-                if HAS_MASK:
-                    kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
-                    value = tl.where(kept, value, 0.0)
-                    dz = tl.where(kept, dz, 0.0)
+                place = (row * gradient_stride + P - 1) // P * P + offset
+                value = store_element(
+                    value, dz, row, column, place, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, gradient_ptr,
+                    num_labels, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_MASK,
+                )  # fmt: skip
                 if WANT_VALUE == "sum":
                     total += value
-                if WANT_VALUE == "elements":
-                    tl.store(value_ptr + row * num_labels + column, value, mask=inside)
-                if WANT_GRADIENT:
-                    if UPSTREAM == "elements":
-                        dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
-                    place = (row * gradient_stride + P - 1) // P * P
-                    tl.store(gradient_ptr + place + offset, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+        subtotal = tl.sum(total)
     else:
         # Some rows by 2 P lanes: the columns before the first boundary, and those after the last.
-        index = (program - num_main) * (G * P) + group[:, None] * P + lane[None, :]
-        row = (index // (2 * P)).to(tl.int64)
+        index = (program - num_main) * FRINGE + tl.arange(0, FRINGE)
+        rows = (index // (2 * P)).to(tl.int64)
         which = index % (2 * P)
-        head = ((P - (row * logits_stride) % P) % P).to(tl.int32)
-        whole = (num_labels - head) // P * P
-        before = which < P
-        column = tl.where(before, which, head + whole + which - P)
-        inside = (row < num_rows) & (column < tl.where(before, tl.minimum(head, num_labels), num_labels))
-        z = tl.load(logits_ptr + row * logits_stride + column, mask=inside, other=float("-inf")).to(COMPUTE)
+        heads = ((P - (rows * logits_stride) % P) % P).to(tl.int32)
+        columns = tl.where(which < P, which, heads + (num_labels - heads) // P * P + which - P)
+        end = tl.where(which < P, heads, num_labels)
+        valid = (rows < num_rows) & (columns < end)
+        logits = tl.load(logits_ptr + rows * logits_stride + columns, mask=valid, other=float("-inf")).to(COMPUTE)
         if CSR:
-            y = search_label(crow_ptr, col_ptr, row, column, inside)
+            labels = search_label(crow_ptr, col_ptr, rows, columns, valid)
         else:
-            y, z = dense_label(tl.load(targets_ptr + row * targets_stride + column, mask=inside, other=0), z)
-        bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
-        inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=0.0) if REBALANCED else 0.0
-        rate = tl.load(row_rate_ptr + row, mask=inside, other=0.0) if REBALANCED else 0.0
-        weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
+            raw = tl.load(targets_ptr + rows * targets_stride + columns, mask=valid, other=0)
+            labels, logits = dense_label(raw, logits)
+        biases = tl.load(bias_ptr + columns, mask=valid, other=0.0) if HAS_BIAS else 0.0
+        inverses = tl.load(inverse_frequency_ptr + columns, mask=valid, other=1.0) if REBALANCED else 0.0
+        rates = tl.load(row_rate_ptr + rows, mask=valid, other=0.0) if REBALANCED else 0.0
+        weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
         if HAS_ROW_WEIGHT:
-            weight *= tl.load(row_weight_ptr + row, mask=inside, other=0.0)
-        value, dz = balanced_element(
-            z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
+            weights *= tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
+        values, slopes = balanced_element(
+            logits, labels, biases, inverses, rates, weights, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
             HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
         )  # fmt: skip
-        if HAS_MASK:
-            kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
-            value = tl.where(kept, value, 0.0)
-            dz = tl.where(kept, dz, 0.0)
-        if WANT_VALUE == "sum":
-            total += value
-        if WANT_VALUE == "elements":
-            tl.store(value_ptr + row * num_labels + column, value, mask=inside)
-        if WANT_GRADIENT:
-            if UPSTREAM == "elements":
-                dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
-            tl.store(gradient_ptr + row * gradient_stride + column, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+        values = store_element(
+            values, slopes, rows, columns, rows * gradient_stride + columns, valid, mask_ptr, mask_stride, upstream_ptr,
+            value_ptr, gradient_ptr, num_labels, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_MASK,
+        )  # fmt: skip
+        subtotal = tl.sum(values)
 
     if WANT_VALUE == "sum":
-        finish_sum(partial_ptr, counter_ptr, value_ptr, tl.sum(total), factor, num_programs)
+        finish_sum(partial_ptr, counter_ptr, value_ptr, subtotal, factor, num_programs)
 
 
 @triton.jit

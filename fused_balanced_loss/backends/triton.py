@@ -19,6 +19,8 @@ from .select import interpreting
 # Elements of a tile, and rows narrower than this many elements are not worth a fringe.
 _TILE = 1024
 _NARROW = 256
+# Elements of a fringe program.
+_FRINGE = 256
 _NUMBERS = tuple(field.name for field in dataclasses.fields(LossSpec) if field.name not in ("weighting", "pooling"))
 
 
@@ -220,6 +222,7 @@ def _launch(
         PERIOD=cut.period,
         P=cut.vector,
         G=cut.group,
+        FRINGE=_FRINGE,
         num_warps=max(1, cut.vector * cut.group // 256),
     )
     return value, logits if gradient is None else gradient
@@ -231,7 +234,7 @@ def grid(num_rows: int, cut: _Layout, num_processors: int) -> tuple[int, int, in
     rows_each = max(1, min(16, num_rows * cut.num_tiles // (16 * num_processors * cut.period)))
     num_main = cut.num_tiles * cut.period * -(-num_rows // (rows_each * cut.period))
     fringe_lanes = num_rows * 2 * cut.vector if cut.vector > 1 else 0
-    return rows_each, num_main, num_main + -(-fringe_lanes // (cut.vector * cut.group))
+    return rows_each, num_main, num_main + -(-fringe_lanes // _FRINGE)
 
 
 def operator(problem: Problem, reduction: str, scale: float) -> Tensor:
