@@ -22,7 +22,7 @@ def tile_labels(first_ptr, col_ptr, start, group, lane, P: tl.constexpr):
     low = tl.load(first_ptr)
     high = tl.load(first_ptr + 1)
     for entry in range(low, high):
-        column = (tl.load(col_ptr + entry) - start).to(tl.int32)
+        column = tl.load(col_ptr + entry).to(tl.int32) - start
         bits |= tl.where(group == column // P, 1 << (column % P), 0)
     return (bits[:, None] & (1 << lane)[None, :]) != 0
 
@@ -41,7 +41,7 @@ def search_label(crow_ptr, col_ptr, row, column, valid):
     return valid & (low < end) & (tl.load(col_ptr + low, mask=low < end, other=-1) == column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_labels", "targets_stride", "logits_stride", "num_tiles"])
 def row_terms_kernel(
     targets_ptr,
     crow_ptr,
@@ -97,4 +97,4 @@ def row_terms_kernel(
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
                 is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
                 before += tl.sum(is_before.to(tl.int64), axis=1)
-            tl.store(first_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)
+            tl.store(first_ptr + row * (num_tiles + 1) + boundary, (low + before).to(tl.int32), mask=boundary <= num_tiles)

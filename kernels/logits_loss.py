@@ -56,7 +56,13 @@ def store_element(
     return value
 
 
-@triton.jit
+# Sizes are not specialised: a batch of one row, or of 16, is no other kernel.
+@triton.jit(
+    do_not_specialize=[
+        "num_rows", "num_labels", "logits_stride", "targets_stride", "mask_stride", "gradient_stride", "num_tiles",
+        "num_main", "num_programs", "rows_each",
+    ]
+)  # fmt: skip
 def logits_loss_kernel(
     logits_ptr,
     targets_ptr,
@@ -136,22 +142,28 @@ def logits_loss_kernel(
         column = head + offset
         bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
         inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=1.0) if REBALANCED else 0.0
+        # Multiples of P, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
+        logits_begin = (first_row * logits_stride + P - 1) // P * P
+        logits_hop = tl.multiple_of(PERIOD * logits_stride, P).to(tl.int64)
+        gradient_begin = (first_row * gradient_stride + P - 1) // P * P
+        gradient_hop = tl.multiple_of(PERIOD * gradient_stride, P).to(tl.int64)
+        targets_begin = first_row * targets_stride + head
+        targets_hop = (PERIOD * targets_stride).to(tl.int64)
+        if ALIGNED_TARGETS:
+            targets_begin = (first_row * targets_stride + P - 1) // P * P
+            targets_hop = tl.multiple_of(PERIOD * targets_stride, P).to(tl.int64)
         label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
         for step in range(rows_each):
             row = first_row + step * PERIOD
             if row < num_rows:
-                # Multiples of P, which lets the compiler move 16 bytes at once.
-                begin = (row * logits_stride + P - 1) // P * P
+                begin = logits_begin + step * logits_hop
                 z = tl.load(logits_ptr + begin + offset, mask=inside, other=float("-inf")).to(COMPUTE)
                 rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
                 if CSR:
-                    start = (head + tile * (G * P)).to(tl.int64)
+                    start = head + tile * (G * P)
                     y = tile_labels(first_ptr + row * (num_tiles + 1) + tile, col_ptr, start, group, lane, P)
                 else:
-                    if ALIGNED_TARGETS:
-                        place = (row * targets_stride + P - 1) // P * P
-                    else:
-                        place = row * targets_stride + head
+                    place = targets_begin + step * targets_hop
                     y, z = dense_label(tl.load(targets_ptr + place + offset, mask=inside, other=0), z)
                 weight = label_weight
                 if HAS_ROW_WEIGHT:
@@ -160,7 +172,7 @@ def logits_loss_kernel(
                     z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
                     HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
                 )  # fmt: skip
-                place = (row * gradient_stride + P - 1) // P * P + offset
+                place = gradient_begin + step * gradient_hop + offset
                 value = store_element(
                     value, dz, row, column, place, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, gradient_ptr,
                     num_labels, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_MASK,
@@ -203,7 +215,7 @@ def logits_loss_kernel(
         finish_sum(partial_ptr, counter_ptr, value_ptr, subtotal, factor, num_programs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_labels", "stride"])
 def scale_kernel(gradient_ptr, upstream_ptr, num_rows, num_labels, stride, BLOCK: tl.constexpr):
     """gradient *= upstream, in place; returns at once where upstream is 1, which only the device knows."""
     upstream = tl.load(upstream_ptr)

@@ -20,7 +20,7 @@ from .select import interpreting
 _TILE = 1024
 _NARROW = 256
 # Elements of a fringe program.
-_FRINGE = 256
+FRINGE = 256
 _NUMBERS = tuple(field.name for field in dataclasses.fields(LossSpec) if field.name not in ("weighting", "pooling"))
 
 
@@ -28,7 +28,7 @@ class RowTerms(NamedTuple):
     """What the first launch leaves for the second and for the backward.
 
     row_rate: [N], -beta * log2(e) / (sum of 1/n over the row's labels); empty unless rebalanced.
-    first: int64 [N, tiles + 1], where in ``col`` each tile's labels begin; empty for dense targets.
+    first: int32 [N, tiles + 1], where in ``col`` each tile's labels begin; empty for dense targets.
     counter: int32 [1], zero.
     """
 
@@ -87,6 +87,10 @@ def layout(num_labels: int, logits_stride: int, itemsize: int) -> _Layout:
     return _Layout(vector, tile // vector, period, -(-num_labels // tile))
 
 
+def num_warps(cut: _Layout) -> int:
+    return max(1, cut.vector * cut.group // 256)
+
+
 def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
     """The settings that ``balanced_element`` takes, in its order."""
     return (
@@ -124,9 +128,9 @@ def _row_terms(problem: Problem) -> RowTerms:
     dtype = compute_dtype(logits.dtype)
     row_rate = torch.empty(len(logits) if rebalanced else 0, dtype=dtype, device=logits.device)
     if not (csr or rebalanced):
-        return RowTerms(row_rate, row_rate.new_empty(0, dtype=torch.int64), row_rate.new_zeros(1, dtype=torch.int32))
+        return RowTerms(row_rate, row_rate.new_empty(0, dtype=torch.int32), row_rate.new_zeros(1, dtype=torch.int32))
     cut = layout(logits.shape[1], logits.stride(0), logits.element_size())
-    first = row_rate.new_empty((len(logits) * (cut.num_tiles + 1)) if csr else 0, dtype=torch.int64)
+    first = row_rate.new_empty((len(logits) * (cut.num_tiles + 1)) if csr else 0, dtype=torch.int32)
     counter = row_rate.new_empty(1, dtype=torch.int32)
     dense, crow, col = _target_tensors(targets)
     row_terms_kernel[(len(logits),)](
@@ -222,8 +226,8 @@ def _launch(
         PERIOD=cut.period,
         P=cut.vector,
         G=cut.group,
-        FRINGE=_FRINGE,
-        num_warps=max(1, cut.vector * cut.group // 256),
+        FRINGE=FRINGE,
+        num_warps=num_warps(cut),
     )
     return value, logits if gradient is None else gradient
 
@@ -234,7 +238,7 @@ def grid(num_rows: int, cut: _Layout, num_processors: int) -> tuple[int, int, in
     rows_each = max(1, min(16, num_rows * cut.num_tiles // (16 * num_processors * cut.period)))
     num_main = cut.num_tiles * cut.period * -(-num_rows // (rows_each * cut.period))
     fringe_lanes = num_rows * 2 * cut.vector if cut.vector > 1 else 0
-    return rows_each, num_main, num_main + -(-fringe_lanes // _FRINGE)
+    return rows_each, num_main, num_main + -(-fringe_lanes // FRINGE)
 
 
 def operator(problem: Problem, reduction: str, scale: float) -> Tensor:
@@ -306,7 +310,7 @@ def _(
     loss = logits.new_empty((num_rows, num_labels) if reduction == "none" else (), dtype=dtype)
     row_rate = logits.new_empty(0 if inverse_frequency is None else num_rows, dtype=dtype)
     num_tiles = layout(num_labels, logits.stride(0), logits.element_size()).num_tiles
-    return loss, row_rate, logits.new_empty(0 if dense is not None else num_rows * (num_tiles + 1), dtype=torch.int64)
+    return loss, row_rate, logits.new_empty(0 if dense is not None else num_rows * (num_tiles + 1), dtype=torch.int32)
 
 
 @torch.library.custom_op("fused_balanced_loss::logits_loss_gradient", mutates_args=())

@@ -1,0 +1,220 @@
+"""What the compilers make of the kernels, without a GPU: instructions, special functions, access widths, registers.
+
+    python benchmarks/static_figures.py
+
+compiles the forms of the logits kernel at C = 18,211 and prints a row for each. Counted is the loop over rows of the
+main programs, without the inner loop over a tile's few labels, by element.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fused_balanced_loss.backends import triton as backend
+from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
+from fused_balanced_loss.spec import LossSpec
+
+WIDTH = 18_211
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# name: (what the value is wanted as, whether the gradient is, upstream gradient)
+FORMS = {"one-pass": ("sum", True, ""), "forward": ("sum", False, ""), "backward": ("", True, "scalar")}
+_DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one compiled kernel; by element where that is said."""
+
+    instructions: float
+    special_functions: float
+    loads: dict[int, int]
+    stores: dict[int, int]
+    registers: int
+    spilled_bytes: int
+
+
+def compile_kernel(
+    target: GPUTarget, form: str, *, loss: str = "DB", dtype: str = "bf16", csr: bool = True, width: int = WIDTH
+) -> tuple[triton.compiler.CompiledKernel, int]:
+    """The compiled kernel, and how many elements a thread has in a tile."""
+    cut = backend.layout(width, width, _DTYPES[dtype])
+    spec = LossSpec.preset(loss, corpus="pubmed")
+    want_value, want_gradient, upstream = FORMS[form]
+    compute = "fp64" if dtype == "fp64" else "fp32"
+    num_warps = backend.num_warps(cut)
+    rebalanced, class_balanced = spec.weighting == "rebalanced", spec.weighting == "class_balanced"
+    pointers = {
+        "logits_ptr": dtype,
+        "targets_ptr": None if csr else "u8",
+        "crow_ptr": "i64" if csr else None,
+        "col_ptr": "i64" if csr else None,
+        "first_ptr": "i32",
+        "bias_ptr": compute if spec.kappa else None,
+        "inverse_frequency_ptr": compute if rebalanced else None,
+        "label_weight_ptr": compute if class_balanced else None,
+        "row_rate_ptr": compute,
+        "row_weight_ptr": None,
+        "mask_ptr": None,
+        "upstream_ptr": compute if upstream else None,
+        "value_ptr": compute,
+        "gradient_ptr": dtype if want_gradient else None,
+        "partial_ptr": compute if want_value else None,
+        "counter_ptr": "i32",
+    }
+    constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
+        "SPEC": backend.kernel_spec(spec),
+        "WANT_VALUE": want_value,
+        "WANT_GRADIENT": want_gradient,
+        "UPSTREAM": upstream,
+        "CSR": csr,
+        "HAS_BIAS": bool(spec.kappa),
+        "REBALANCED": rebalanced,
+        "HAS_LABEL_WEIGHT": class_balanced,
+        "HAS_ROW_WEIGHT": False,
+        "HAS_MASK": False,
+        "ALIGNED_TARGETS": not csr,
+        "PTX": target.backend == "cuda" and dtype != "fp64",
+        "PERIOD": cut.period,
+        "P": cut.vector,
+        "G": cut.group,
+        "FRINGE": backend.FRINGE,
+    }
+    names = logits_loss_kernel.arg_names
+    signature = {}
+    for name in names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = f"*{pointers[name]}"
+        else:
+            signature[name] = "fp32" if name.startswith("scale") else "i32"
+    source = ASTSource(
+        fn=logits_loss_kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(k,): [["tt.divisibility", 16]] for k, name in enumerate(names) if signature[name].startswith("*")},
+    )
+    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    return compiled, cut.vector * cut.group // (num_warps * target.warp_size)
+
+
+def nvidia_figures(compiled: triton.compiler.CompiledKernel, elements: int, tmp: str) -> Figures:
+    """Figures of a kernel for an NVIDIA target, read from its machine code; ``tmp``: a folder to write in."""
+    path = os.path.join(tmp, "kernel.cubin")
+    with open(path, "wb") as file:
+        file.write(compiled.asm["cubin"])
+    listing = _cuobjdump("-sass", path)
+    usage = _cuobjdump("-res-usage", path)
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", listing)]
+    loop = _main_loop(code)
+    operations = [re.sub(r"^@!?U?P\w+ ", "", text) for text in loop]
+    spilled = re.search(r"LOCAL:(\d+)", usage)
+    stack = re.search(r"STACK:(\d+)", usage)
+    registers = re.search(r"REG:(\d+)", usage)
+    assert spilled is not None and stack is not None and registers is not None
+    return Figures(
+        instructions=len(operations) / elements,
+        special_functions=sum(text.startswith("MUFU") for text in operations) / elements,
+        loads=_widths(operations, "LDG"),
+        stores=_widths(operations, "STG"),
+        registers=int(registers[1]),
+        spilled_bytes=int(spilled[1]) + int(stack[1]),
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+
+
+def _main_loop(code: list[tuple[int, str]]) -> list[str]:
+    """Instructions of the outermost loop with a 16-byte load, without the loops inside it."""
+    loops = []
+    for at, text in code:
+        jump = re.search(r"\bBRA (?:\S+, )?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < at:
+            loops.append((int(jump[1], 16), at))
+    wide = [at for at, text in code if "LDG.E.128" in text]
+    main = [loop for loop in loops if any(loop[0] <= at <= loop[1] for at in wide)]
+    if not main:
+        raise ValueError("code: expected a loop with 16-byte loads, found none")
+    start, end = min(main)
+    inner = [loop for loop in loops if start <= loop[0] and loop[1] < end]
+    return [
+        text
+        for at, text in code
+        if start <= at <= end and not any(first <= at <= last for first, last in inner) and not text.startswith("NOP")
+    ]
+
+
+def _widths(operations: list[str], name: str) -> dict[int, int]:
+    """How many accesses there are by their bytes."""
+    widths: dict[int, int] = {}
+    for text in operations:
+        match = re.match(rf"{name}\.E(?:\.(U8|U16|64|128))?\b", text)
+        if match:
+            width = {"U8": 1, "U16": 2, None: 4, "64": 8, "128": 16}[match[1]]
+            widths[width] = widths.get(width, 0) + 1
+    return widths
+
+
+def amd_figures(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
+    """Registers, spills and wide accesses of a kernel for an AMD target, read from its assembly."""
+    text = compiled.asm["amdgcn"]
+    figures = {}
+    for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count"):
+        match = re.search(rf"\.{key}:\s+(\d+)", text)
+        figures[key] = int(match[1]) if match else -1
+    figures["wide_loads"] = len(re.findall(r"(?:global|buffer)_load_(?:dwordx4|b128)", text))
+    figures["wide_stores"] = len(re.findall(r"(?:global|buffer)_store_(?:dwordx4|b128)", text))
+    return figures
+
+
+def main() -> None:
+    import tempfile
+
+    print(f"triton {triton.__version__}, torch {torch.__version__}, C = {WIDTH:,}, CSR targets unless said")
+    print("| target | loss | form | logits | instructions | special | loads | stores | registers | spilled |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    cases = [("DB", form, dtype, True) for dtype in ("bf16", "fp32") for form in FORMS]
+    cases += [("DB", "one-pass", "bf16", False), ("CB-NTR", "one-pass", "bf16", True), ("BCE", "one-pass", "bf16", True)]
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, target in TARGETS.items():
+            for loss, form, dtype, csr in cases:
+                compiled, elements = compile_kernel(target, form, loss=loss, dtype=dtype, csr=csr)
+                head = f"| {name} | {loss} | {form} | {dtype}{'' if csr else ', dense uint8'} |"
+                if target.backend == "cuda":
+                    one = nvidia_figures(compiled, elements, tmp)
+                    print(
+                        f"{head} {one.instructions:.1f} | {one.special_functions:.1f} | {_show(one.loads)} | "
+                        f"{_show(one.stores)} | {one.registers} | {one.spilled_bytes} |",
+                        flush=True,
+                    )
+                else:
+                    two = amd_figures(compiled)
+                    print(
+                        f"{head} | | {two['wide_loads']} x 16 B | {two['wide_stores']} x 16 B | {two['vgpr_count']} | "
+                        f"{two['vgpr_spill_count']} |",
+                        flush=True,
+                    )
+
+
+def _show(widths: dict[int, int]) -> str:
+    return ", ".join(f"{count} x {width} B" for width, count in sorted(widths.items()))
+
+
+if __name__ == "__main__":
+    main()
