@@ -144,7 +144,7 @@ def _main_loop(code: list[tuple[int, str]]) -> list[str]:
     """Instructions of the outermost loop with a 16-byte load, without the loops inside it."""
     loops = []
     for at, text in code:
-        jump = re.search(r"\bBRA (?:\S+, )?0x([0-9a-f]+)", text)
+        jump = re.search(r"\bBRA(?:\.\w+)* (?:\S+, )?0x([0-9a-f]+)", text)
         if jump and int(jump[1], 16) < at:
             loops.append((int(jump[1], 16), at))
     wide = [at for at, text in code if "LDG.E.128" in text]

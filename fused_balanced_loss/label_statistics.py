@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import warnings
+import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .targets import as_sparse_targets
+from .targets import as_sparse_targets, as_tensor
 
 
 class FrequencyGroups(NamedTuple):
@@ -73,7 +75,7 @@ class LabelStatistics:
             raise TypeError(f"num_samples: expected an integer, got {type(num_samples).__name__} {num_samples!r}")
         if num_samples < 2:
             raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
-        counts = torch.as_tensor(counts).detach().cpu()
+        counts = as_tensor("counts", counts).detach().cpu()
         if counts.dim() != 1 or counts.numel() == 0:
             raise ValueError(f"counts: expected one dimension [C] with C >= 1, got shape {list(counts.shape)}")
         if counts.dtype == torch.bool or counts.is_complex():
@@ -191,7 +193,7 @@ class LabelStatistics:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 counts, num_samples = archive["counts"], int(archive["num_samples"])
-        except (KeyError, EOFError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"path: expected an archive that LabelStatistics.save wrote, got {path}") from error
         return cls.from_counts(counts, num_samples, degenerate="ignore")
 
@@ -203,7 +205,8 @@ class LabelStatistics:
             return NotImplemented
         return self.num_samples == other.num_samples and torch.equal(self.counts, other.counts)
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return hash((self.num_samples, self.num_labels))
 
     def __repr__(self) -> str:
         return f"LabelStatistics(num_labels={self.num_labels}, num_samples={self.num_samples})"

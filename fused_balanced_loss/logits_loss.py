@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backends.select import Backend, Impl, select
+from .backends.select import IMPLS, Backend, Impl, select
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 from .targets import SparseTargets, check_binary
@@ -119,13 +119,13 @@ def balanced_loss(
         TypeError, ValueError: naming the argument, what was expected and what came.
         RuntimeError: for ``impl="triton"`` without Triton or GPU.
     """
-    _check_settings(spec, statistics, reduction, gradient)
+    check_settings(spec, statistics, reduction, impl, gradient)
     _check_logits(logits, statistics if spec.needs_statistics else None)
+    if gradient == "in_place":
+        _check_writable(logits)
     shape, num_labels = logits.shape, logits.shape[-1]
     flat = logits.reshape(-1, num_labels)
     if flat.stride(1) != 1 and num_labels > 1:
-        if gradient == "in_place":
-            raise ValueError(f"logits: expected contiguous rows for gradient='in_place', got strides {logits.stride()}")
         flat = flat.contiguous()
     targets = _flat_targets(targets, logits, flat)
     sample_weight = _flat_sample_weight(sample_weight, logits)
@@ -180,12 +180,13 @@ def _differentiable(
         gradient = "forward" if early else "backward"
     if reduction == "none" or gradient == "backward" or compiling:
         return _GradientInBackward.apply(flat, problem, backend, reduction, scale)
-    if gradient == "in_place" and flat.is_leaf:
-        raise ValueError("logits: expected the result of a computation for gradient='in_place', got a leaf tensor")
     return _GradientInForward.apply(flat, problem, backend, scale, gradient == "in_place")
 
 
-def _check_settings(spec: LossSpec, statistics: LabelStatistics | None, reduction: str, gradient: str) -> None:
+def check_settings(
+    spec: LossSpec, statistics: LabelStatistics | None, reduction: str, impl: str, gradient: str
+) -> None:
+    """Raises TypeError or ValueError, naming the setting, unless all fit together."""
     if not isinstance(spec, LossSpec):
         raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}")
     if statistics is not None and not isinstance(statistics, LabelStatistics):
@@ -194,6 +195,8 @@ def _check_settings(spec: LossSpec, statistics: LabelStatistics | None, reductio
         raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
+    if impl not in IMPLS:
+        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
     if gradient not in GRADIENT_MODES:
         raise ValueError(f"gradient: expected one of {', '.join(map(repr, GRADIENT_MODES))}; got {gradient!r}")
     if gradient == "in_place" and reduction == "none":
@@ -211,6 +214,27 @@ def _check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
         raise ValueError(
             f"logits: expected {statistics.num_labels} labels in the last dimension, as in statistics, "
             f"got shape {list(logits.shape)}"
+        )
+
+
+def _check_writable(logits: Tensor) -> None:
+    """Raises ValueError where the gradient cannot be written over the logits."""
+    base = logits._base if logits._is_view() else logits
+    if logits.requires_grad and (base is None or base.is_leaf):
+        raise ValueError("logits: expected the result of a computation for gradient='in_place', got a leaf or its view")
+    strides = sorted((stride, size) for stride, size in zip(logits.stride(), logits.shape, strict=True) if size > 1)
+    whole, reach = logits.stride(-1) == 1 or logits.shape[-1] == 1, 1
+    for stride, size in strides:
+        whole &= stride >= reach
+        reach = stride * size
+    try:
+        logits.view(-1, logits.shape[-1])
+    except RuntimeError:
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"logits: expected rows side by side in memory for gradient='in_place', got shape {list(logits.shape)} "
+            f"with strides {list(logits.stride())}"
         )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends.select import IMPLS, Impl
+from .backends.select import Impl
 from .label_statistics import LabelStatistics
-from .logits_loss import GradientMode, Reduction, _check_settings, balanced_loss
+from .logits_loss import GradientMode, Reduction, balanced_loss, check_settings
 from .spec import PAPER_MU, LossSpec
 from .targets import SparseTargets
 from .terms import label_terms
@@ -43,9 +43,7 @@ class BalancedLoss(nn.Module):
         gradient: GradientMode = "auto",
     ) -> None:
         super().__init__()
-        _check_settings(spec, statistics, reduction, gradient)
-        if impl not in IMPLS:
-            raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
+        check_settings(spec, statistics, reduction, impl, gradient)
         self.spec = spec
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
@@ -92,9 +90,23 @@ class BalancedLoss(nn.Module):
         self._prepare()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if self.counts is not None and self.num_samples is not None and self.counts.device.type != "meta":
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        before = len(error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if len(error_msgs) > before or self.counts is None or self.num_samples is None:
+            return
+        if self.counts.device.type != "meta":
             self.statistics = LabelStatistics.from_counts(
                 self.counts, int(self.num_samples), degenerate="ignore"
             )

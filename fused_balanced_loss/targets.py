@@ -31,7 +31,7 @@ class SparseTargets:
     def __init__(self, crow: Tensor, col: Tensor, num_labels: int, *, check: bool = True) -> None:
         self.crow = crow
         self.col = col
-        self.num_labels = num_labels
+        self.num_labels = int(num_labels) if isinstance(num_labels, np.integer) else num_labels
         if check:
             self._check()
 
@@ -72,6 +72,8 @@ class SparseTargets:
         Raises:
             TypeError, ValueError: for ids that are not integers, out of range, or twice in a sample.
         """
+        if not isinstance(ids, Iterable):
+            raise TypeError(f"targets: expected each sample's label ids, got {_describe(ids)}")
         rows = [_row_of_ids(row, k) for k, row in enumerate(ids)]
         crow = torch.zeros(len(rows) + 1, dtype=torch.int64)
         torch.cumsum(torch.tensor([len(row) for row in rows], dtype=torch.int64), 0, out=crow[1:])
@@ -85,9 +87,9 @@ class SparseTargets:
         Raises:
             TypeError, ValueError: for another number of dimensions, or for other values.
         """
-        dense = torch.as_tensor(targets)
-        if dense.dim() != 2:
-            raise ValueError(f"targets: expected [N, C], got shape {list(dense.shape)}")
+        dense = as_tensor("targets", targets)
+        if dense.dim() != 2 or dense.shape[1] == 0:
+            raise ValueError(f"targets: expected [N, C] with C >= 1, got shape {list(dense.shape)}")
         check_binary(dense)
         row, col = torch.nonzero(dense, as_tuple=True)
         return cls(_crow_from_rows(row, len(dense)), col, dense.shape[1], check=False)
@@ -115,7 +117,7 @@ class SparseTargets:
         Raises:
             TypeError, ValueError: for a dense tensor or other values.
         """
-        if matrix.layout not in (torch.sparse_csr, torch.sparse_coo) or matrix.dim() != 2:
+        if not isinstance(matrix, Tensor) or matrix.layout not in (torch.sparse_csr, torch.sparse_coo) or matrix.dim() != 2:
             raise TypeError(f"targets: expected a sparse [N, C] tensor, got {_describe(matrix)}")
         coo = matrix.to_sparse_coo().coalesce()
         values = coo.values()
@@ -144,9 +146,18 @@ class SparseTargets:
         """Some of the rows, in the order asked for: a slice, or a sequence or tensor of row numbers."""
         if isinstance(index, slice):
             index = range(len(self))[index]
-        elif isinstance(index, int):
-            raise TypeError("index: expected a slice or row numbers, got one int; targets[k:k + 1] is row k")
-        rows = torch.as_tensor(index, dtype=torch.int64, device=self.device)
+        rows = as_tensor("index", list(index) if isinstance(index, range) else index).to(self.device)
+        if rows.dim() != 1:
+            raise TypeError(
+                f"index: expected a slice or a sequence of row numbers, got {_describe(index)}; targets[k:k + 1] is row k"
+            )
+        if rows.dtype == torch.bool and len(rows) == len(self):
+            rows = rows.nonzero()[:, 0]
+        elif len(rows) and (rows.dtype == torch.bool or rows.is_floating_point() or rows.is_complex()):
+            raise TypeError(
+                f"index: expected integers, or bool of length {len(self)}, got {rows.dtype} of length {len(rows)}"
+            )
+        rows = rows.long()
         if rows.numel() and not (-len(self) <= int(rows.min()) and int(rows.max()) < len(self)):
             raise IndexError(f"index: expected row numbers in [{-len(self)}, {len(self)}), got {rows.tolist()[:8]}")
         rows = rows % max(len(self), 1)
@@ -269,6 +280,16 @@ class SparseTargetsCollator:
         return batch
 
 
+def as_tensor(name: str, value: Any) -> Tensor:
+    """torch.as_tensor, with an error that names the argument."""
+    try:
+        if isinstance(value, np.ndarray):
+            value = np.ascontiguousarray(value)
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected an array of numbers, got {_describe(value)}") from error
+
+
 def check_binary(dense: Tensor) -> None:
     """Raises ValueError unless every entry of ``dense`` is 0 or 1; waits for its device."""
     if dense.dtype == torch.bool or dense.numel() == 0:
@@ -293,7 +314,10 @@ def _crow_from_rows(row: Tensor, num_rows: int) -> Tensor:
 def _row_of_ids(row: Iterable[int], k: int) -> np.ndarray:
     if isinstance(row, Tensor):
         row = row.cpu().numpy()
-    ids = np.asarray(row if isinstance(row, np.ndarray) else list(row))
+    try:
+        ids = np.asarray(row if isinstance(row, np.ndarray) else list(row))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"targets: expected integer label ids, got {_describe(row)} in row {k}") from error
     if ids.size == 0:
         return np.empty(0, np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
