@@ -54,7 +54,7 @@ def compile_kernel(
     spec = LossSpec.preset(loss, corpus="pubmed")
     want_value, want_gradient, upstream = FORMS[form]
     compute = "fp64" if dtype == "fp64" else "fp32"
-    num_warps = backend.num_warps(cut)
+    num_warps = backend.num_warps(cut, target.warp_size)
     rebalanced, class_balanced = spec.weighting == "rebalanced", spec.weighting == "class_balanced"
     pointers = {
         "logits_ptr": dtype,

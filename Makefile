@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := test,examples,dev
+
+# The corpus beside the checkout, where it is and nobody said otherwise.
+ifndef NLTK_DATA
+ifneq ($(wildcard ../shared/nltk_data),)
+export NLTK_DATA := $(abspath ../shared/nltk_data)
+endif
+endif
+
+.PHONY: demo test benchmark static clean
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/reproduce_reuters.py $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests $(ARGS)
+
+benchmark: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+static: $(VENV)/installed
+	$(BIN)/python benchmarks/static_figures.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,74 @@
+"""What the compilers make of the kernels for GPUs that need not be here: widths, spills, instructions an element."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+# Runs apart: this process may have told triton to interpret, and what is interpreted cannot be compiled.
+SCRIPT = """
+import json, sys, tempfile
+sys.path.insert(0, "benchmarks")
+import static_figures as static
+name, form, dtype, loss, csr = sys.argv[1:]
+target = static.TARGETS[name]
+compiled, elements = static.compile_kernel(target, form, dtype=dtype, loss=loss, csr=csr == "csr")
+with tempfile.TemporaryDirectory() as tmp:
+    figures = (vars(static.nvidia_figures(compiled, elements, tmp)) if target.backend == "cuda"
+               else static.amd_figures(compiled))
+print(json.dumps(figures))
+"""
+
+
+def figures(*arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(*arguments, result)
+    return result
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("form", ["forward", "backward", "one-pass"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+def test_nvidia(target, form, dtype):
+    """C = 18,211: the main loop moves all logits 16 bytes at once, keeps to its registers, and stays short."""
+    one = figures(target, form, dtype, "DB", "csr")
+    wide = {"bf16": 1, "fp32": 2}[dtype]
+    assert one["loads"]["16"] == wide
+    # Labels and row terms are 4 bytes; no logit is loaded alone.
+    assert set(one["loads"]) <= {"4", "16"}
+    assert one["stores"] == ({} if form == "forward" else {"16": wide})
+    assert one["spilled_bytes"] == 0
+    assert one["special_functions"] <= 4
+    assert one["instructions"] <= {"bf16": 45, "fp32": 52}[dtype]
+
+
+@pytest.mark.parametrize("loss", ["BCE", "CB-NTR", "DB-0FL"])
+def test_other_losses_compile_well(loss):
+    one = figures("sm_90", "one-pass", "bf16", loss, "dense")
+    assert one["loads"]["16"] == one["stores"]["16"] == 1
+    assert one["spilled_bytes"] == 0
+    assert one["instructions"] <= 52
+
+
+@pytest.mark.parametrize("form", ["forward", "backward", "one-pass"])
+def test_amd(form):
+    one = figures("gfx942", form, "bf16", "DB", "csr")
+    assert one["wide_loads"] >= 1
+    assert form == "forward" or one["wide_stores"] >= 1
+    assert one["vgpr_spill_count"] == one["sgpr_spill_count"] == 0
+
+
+def test_float64_compiles():
+    assert figures("gfx942", "one-pass", "fp64", "DB", "csr")["vgpr_spill_count"] == 0
