@@ -190,7 +190,11 @@ def main() -> None:
     print("| target | loss | form | logits | instructions | special | loads | stores | registers | spilled |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     cases = [("DB", form, dtype, True) for dtype in ("bf16", "fp32") for form in FORMS]
-    cases += [("DB", "one-pass", "bf16", False), ("CB-NTR", "one-pass", "bf16", True), ("BCE", "one-pass", "bf16", True)]
+    cases += [
+        ("DB", "one-pass", "bf16", False),
+        ("CB-NTR", "one-pass", "bf16", True),
+        ("BCE", "one-pass", "bf16", True),
+    ]
     with tempfile.TemporaryDirectory() as tmp:
         for name, target in TARGETS.items():
             for loss, form, dtype, csr in cases:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 GROUPS = ("total", "head", "medium", "tail")
+KINDS = ("micro", "macro")
 THRESHOLDS: NDArray[np.float64] = np.arange(40, 61) / 100
 
 Scores = dict[str, dict[str, float]]
@@ -23,7 +24,7 @@ def macro_f1(targets: NDArray[np.uint8], predictions: NDArray[np.bool_]) -> floa
 
 
 def choose_threshold(
-    targets: NDArray[np.uint8], scores: NDArray[np.float32], thresholds: NDArray[np.float64] = THRESHOLDS
+    targets: NDArray[np.uint8], scores: NDArray[np.floating], thresholds: NDArray[np.float64] = THRESHOLDS
 ) -> tuple[float, float]:
     """The threshold of the best micro-F1, the lowest of equals, and that micro-F1."""
     f1 = [micro_f1(targets, scores > threshold) for threshold in thresholds]
@@ -36,7 +37,9 @@ def f1_by_group(
 ) -> Scores:
     """Micro- and macro-F1 over each group's labels, all documents counting."""
     return {
-        name: {"micro": micro_f1(targets[:, mask], predictions[:, mask]),
-               "macro": macro_f1(targets[:, mask], predictions[:, mask])}
+        name: {
+            "micro": micro_f1(targets[:, mask], predictions[:, mask]),
+            "macro": macro_f1(targets[:, mask], predictions[:, mask]),
+        }
         for name, mask in groups.items()
     }

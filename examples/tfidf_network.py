@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from fused_balanced_loss import BalancedLoss, LossSpec
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Network and training, the same for every loss; the learning rate rises over a tenth of the steps, then falls."""
+    """Network and training, the same for every loss."""
 
     hidden: int = 256
     dropout: float = 0.5
     initial_std: float = 0.02
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     batch_size: int = 64
     epochs: int = 20
@@ -75,6 +75,14 @@ class TfidfNetwork(nn.Module):
         return logits
 
 
+def rate_share(step: int, steps: int) -> float:
+    """Share of the peak learning rate: rises over the first tenth of the steps, then falls by half a cosine to 0."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
 def train(
     dataset: Dataset,
     spec: LossSpec,
@@ -92,9 +100,7 @@ def train(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     steps = settings.epochs * -(-len(dataset.train.targets) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps))
     epochs: list[Epoch] = []
     best: Epoch | None = None
     validation = test = np.empty(0, np.float32)
@@ -121,7 +127,7 @@ def _train_epoch(
     network: TfidfNetwork,
     loss: BalancedLoss,
     optimizer: torch.optim.Optimizer,
-    schedule: Any,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     dataset: Dataset,
     batch_size: int,
     device: torch.device,
@@ -129,7 +135,7 @@ def _train_epoch(
     """One pass in random order; the mean loss of its batches."""
     network.train()
     order = torch.randperm(len(dataset.train.targets))
-    batches = order.split(batch_size)
+    batches = torch.split(order, batch_size)
     total = torch.zeros((), device=device)
     for batch in batches:
         logits = network(dataset.train.features[batch.numpy()])

@@ -93,9 +93,7 @@ class LabelStatistics:
         return cls(whole.clone(), int(num_samples), degenerate=degenerate)
 
     @classmethod
-    def from_targets(
-        cls, targets: Any, num_labels: int | None = None, *, degenerate: str = "warn"
-    ) -> LabelStatistics:
+    def from_targets(cls, targets: Any, num_labels: int | None = None, *, degenerate: str = "warn") -> LabelStatistics:
         """From the training targets.
 
         Args:

@@ -36,7 +36,7 @@ class _GradientInForward(torch.autograd.Function):
             torch.autograd.graph.increment_version(logits)
         else:
             ctx.save_for_backward(logits)
-        ctx.problem, ctx.backend, ctx.scale = problem._replace(logits=None), backend, scale
+        ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
         return loss
 
     @staticmethod
@@ -58,11 +58,9 @@ class _GradientInBackward(torch.autograd.Function):
     """The loss [N, C], or ``scale`` times its sum; only the logits are saved."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float) -> Tensor:
         ctx.save_for_backward(logits)
-        ctx.problem, ctx.backend, ctx.scale = problem._replace(logits=None), backend, scale
+        ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
         return backend.value(problem, reduction, scale)
 
     @staticmethod
@@ -102,8 +100,8 @@ def balanced_loss(
             weights still take all targets into account.
         impl: ``"auto"`` chooses by device and size. ``"triton"``: custom kernels, for GPUs. ``"compile"``: closed form
             under torch.compile. ``"reference"``: the equations read literally.
-        gradient: ``"forward"`` makes the gradient in the pass that computes the loss, and keeps it; ``"backward"`` reads
-            the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, and no
+        gradient: ``"forward"`` makes the gradient in the pass that computes the loss, and keeps it; ``"backward"``
+            reads the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, and no
             later use of the logits. ``"auto"``: forward, or backward for float16, whose range the gradient
             of a mean can leave before the upstream gradient (a GradScaler's) is applied. Under torch.compile
             always backward.
@@ -133,8 +131,10 @@ def balanced_loss(
     if len(flat) == 0:
         if reduction == "mean":
             raise ValueError(f"logits: expected at least one sample for reduction 'mean', got shape {list(shape)}")
-        return logits.to(compute_dtype(logits.dtype)) if reduction == "none" else (logits * 0).sum(
-            dtype=compute_dtype(logits.dtype)
+        return (
+            logits.to(compute_dtype(logits.dtype))
+            if reduction == "none"
+            else (logits * 0).sum(dtype=compute_dtype(logits.dtype))
         )
 
     dtype = compute_dtype(logits.dtype)
@@ -295,4 +295,3 @@ def _flat_label_mask(label_mask: Tensor | None, logits: Tensor, flat: Tensor) ->
             f"got {list(label_mask.shape)}"
         )
     return label_mask.reshape(flat.shape).contiguous()
-

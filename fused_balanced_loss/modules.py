@@ -78,7 +78,9 @@ class BalancedLoss(nn.Module):
 
     def extra_repr(self) -> str:
         fields = (f"{name}={value!r}" for name, value in vars(self.spec).items())
-        return ", ".join((*fields, f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}"))
+        return ", ".join(
+            (*fields, f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}")
+        )
 
     def _prepare(self) -> None:
         """Has the constants at hand before the first call, which may be traced or captured."""
@@ -107,9 +109,7 @@ class BalancedLoss(nn.Module):
         if len(error_msgs) > before or self.counts is None or self.num_samples is None:
             return
         if self.counts.device.type != "meta":
-            self.statistics = LabelStatistics.from_counts(
-                self.counts, int(self.num_samples), degenerate="ignore"
-            )
+            self.statistics = LabelStatistics.from_counts(self.counts, int(self.num_samples), degenerate="ignore")
             self._prepare()
 
 
@@ -139,9 +139,7 @@ class DistributionBalancedLoss(BalancedLoss):
         lam: float = 2.0,
         **options: Any,
     ) -> None:
-        spec = LossSpec(
-            gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu, kappa=kappa, lam=lam
-        )
+        spec = LossSpec(gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu, kappa=kappa, lam=lam)
         super().__init__(spec, statistics, **options)
 
 

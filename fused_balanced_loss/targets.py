@@ -117,7 +117,11 @@ class SparseTargets:
         Raises:
             TypeError, ValueError: for a dense tensor or other values.
         """
-        if not isinstance(matrix, Tensor) or matrix.layout not in (torch.sparse_csr, torch.sparse_coo) or matrix.dim() != 2:
+        if (
+            not isinstance(matrix, Tensor)
+            or matrix.layout not in (torch.sparse_csr, torch.sparse_coo)
+            or matrix.dim() != 2
+        ):
             raise TypeError(f"targets: expected a sparse [N, C] tensor, got {_describe(matrix)}")
         coo = matrix.to_sparse_coo().coalesce()
         values = coo.values()
@@ -149,7 +153,8 @@ class SparseTargets:
         rows = as_tensor("index", list(index) if isinstance(index, range) else index).to(self.device)
         if rows.dim() != 1:
             raise TypeError(
-                f"index: expected a slice or a sequence of row numbers, got {_describe(index)}; targets[k:k + 1] is row k"
+                f"index: expected a slice or a sequence of row numbers, got {_describe(index)}; "
+                "targets[k:k + 1] is row k"
             )
         if rows.dtype == torch.bool and len(rows) == len(self):
             rows = rows.nonzero()[:, 0]

@@ -27,6 +27,9 @@ class LabelTerms(NamedTuple):
     counts: Tensor | None
 
 
+_NOTHING = torch.empty(0)
+
+
 class Problem(NamedTuple):
     """One call's input, checked, on one device: what every implementation takes.
 
@@ -46,6 +49,10 @@ class Problem(NamedTuple):
     label_mask: Tensor | None
     num_samples: int
     saved: dict[str, Any]
+
+    def without_logits(self) -> Problem:
+        """What a backward needs to keep besides the logits, which autograd saves."""
+        return self._replace(logits=_NOTHING)
 
 
 NO_TERMS = LabelTerms(None, None, None, None)

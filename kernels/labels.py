@@ -17,7 +17,7 @@ def dense_label(raw, z):
 
 @triton.jit
 def tile_labels(first_ptr, col_ptr, start, group, lane, P: tl.constexpr):
-    """Labels [G, P] of one row in a tile whose first column is ``start``; bits, so that no element looks anything up."""
+    """Labels [G, P] of one row in a tile that begins at column ``start``, by bits: no element looks anything up."""
     bits = tl.zeros(group.shape, tl.int32)
     low = tl.load(first_ptr)
     high = tl.load(first_ptr + 1)
@@ -97,4 +97,6 @@ def row_terms_kernel(
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
                 is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
                 before += tl.sum(is_before.to(tl.int64), axis=1)
-            tl.store(first_ptr + row * (num_tiles + 1) + boundary, (low + before).to(tl.int32), mask=boundary <= num_tiles)
+            tl.store(
+                first_ptr + row * (num_tiles + 1) + boundary, (low + before).to(tl.int32), mask=boundary <= num_tiles
+            )

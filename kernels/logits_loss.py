@@ -112,8 +112,8 @@ def logits_loss_kernel(
     """A grid of main programs, each a tile of G * P columns by some rows, then fringe programs.
 
     A row's tiles begin at its first 16-byte boundary (P elements) and hold whole 16 bytes; rows that are PERIOD apart
-    begin alike, so a program that takes such rows keeps its columns' constants in registers. What is left of a row, less
-    than P elements at either end, is the fringe programs' work. P = 1: no fringe, any alignment.
+    begin alike, so a program that takes such rows keeps its columns' constants in registers. What is left of a row,
+    less than P elements at either end, is the fringe programs' work. P = 1: no fringe, any alignment.
 
     WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
     scale + scale_rest: the factor on sum and gradient, in two parts for float64.
@@ -121,7 +121,7 @@ def logits_loss_kernel(
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0)
     factor = tl.full((), 1.0, COMPUTE) * scale
-    if COMPUTE == tl.float64:
+    if tl.float64 == COMPUTE:
         factor += scale_rest
     slope = factor
     if UPSTREAM == "scalar":
@@ -202,8 +202,8 @@ def logits_loss_kernel(
         if HAS_ROW_WEIGHT:
             weights *= tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
         values, slopes = balanced_element(
-            logits, labels, biases, inverses, rates, weights, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
-            HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
+            logits, labels, biases, inverses, rates, weights, positive_slope, negative_slope, SPEC, HAS_BIAS,
+            REBALANCED, HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
         )  # fmt: skip
         values = store_element(
             values, slopes, rows, columns, rows * gradient_stride + columns, valid, mask_ptr, mask_stride, upstream_ptr,

@@ -407,7 +407,8 @@ def test_in_place_refuses_leaf_logits_and_leaves_them_alone(shape, impl, reducti
 def test_in_place_refuses_rows_that_are_not_contiguous(impl):
     logits = (leaf() * 1).t().contiguous().t()
     with pytest.raises(
-        ValueError, match=r"^logits: expected rows side by side in memory for gradient='in_place', got shape .* with strides \[1, 4\]"
+        ValueError,
+        match=r"^logits: expected rows side by side in memory for gradient='in_place', got .* strides \[1, 4\]",
     ):
         call(logits, gradient="in_place", impl=impl)
 

@@ -108,9 +108,7 @@ def test_operator_registrations(form, reduction, device):
     one = one._replace(logits=one.logits.detach())
     _, rate, first = backend._loss_operator(*backend._operator_arguments(one), reduction, 0.5)
     upstream = torch.rand(logits.shape if reduction == "none" else (), device=device)
-    torch.library.opcheck(
-        backend._gradient_operator, (*backend._operator_arguments(one), 0.5, upstream, rate, first)
-    )
+    torch.library.opcheck(backend._gradient_operator, (*backend._operator_arguments(one), 0.5, upstream, rate, first))
 
 
 def test_import_leaves_heavy_packages_alone():

@@ -61,8 +61,8 @@ def test_extreme_logits(dtype, name, impl, device):
     expected, expected_gradient = elements(logits, targets, [10] * 8, 100, spec)
     torch.testing.assert_close(loss[:, 2:].double(), expected[:, 2:], rtol=2e-3, atol=1e-6)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=2e-3, atol=1e-6)
-    total, _ = loss_and_gradient(logits[:, 2:], targets[:, 2:], LabelStatistics.from_counts([10] * 6, 100), spec, device,
-                                 impl=impl)  # fmt: skip
+    fewer = LabelStatistics.from_counts([10] * 6, 100)
+    total, _ = loss_and_gradient(logits[:, 2:], targets[:, 2:], fewer, spec, device, impl=impl)
     assert torch.isfinite(total)
 
 
@@ -196,7 +196,7 @@ def test_targets_on_a_gpu_other_than_0_and_1_give_nan(impl, device):
     bad = targets.float()
     bad[1, 1] = 0.5
     if device.type == "cpu":
-        with pytest.raises(ValueError, match="targets: expected 0 or 1, got 0.5"):
+        with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got 0\.5"):
             balanced_loss(logits, bad, statistics, DB, impl=impl)
     else:
         assert torch.isnan(balanced_loss(logits.to(device), bad.to(device), statistics, DB, impl=impl))

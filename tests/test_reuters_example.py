@@ -27,6 +27,7 @@ from tables import markdown_table, summarize, text_table  # noqa: E402
 from tfidf_features import TfidfSettings, make_dataset  # noqa: E402
 
 SCORES = {group: {"micro": 0.5, "macro": 0.25} for group in ("total", "head", "medium", "tail")}
+RESULT = {"validation": SCORES, "test": SCORES}
 SETTINGS = {"method": "DB", "seed": 0, "epochs": 3}
 
 
@@ -87,8 +88,8 @@ def test_fingerprint_depends_on_every_setting_and_not_on_order():
 
 def test_record_is_found_for_its_settings_only(store):
     records, warnings = store
-    records.save(SETTINGS, {"test": SCORES}, {})
-    assert records.load(SETTINGS) == {"test": SCORES}
+    records.save(SETTINGS, RESULT, {})
+    assert records.load(SETTINGS) == RESULT
     assert records.load({**SETTINGS, "seed": 1}) is None
     assert not warnings
 
@@ -100,13 +101,13 @@ def test_record_is_found_for_its_settings_only(store):
         "{",
         "[]",
         "\x00",
-        json.dumps({"settings": {"method": "FL"}, "result": {"test": SCORES}}),
-        json.dumps({"settings": SETTINGS, "result": {}}),
+        json.dumps({"settings": {"method": "FL"}, "result": RESULT}),
+        json.dumps({"settings": SETTINGS, "result": {"test": SCORES}}),
     ],
 )
 def test_corrupt_or_foreign_record_is_reported(store, text):
     records, warnings = store
-    records.save(SETTINGS, {"test": SCORES}, {})
+    records.save(SETTINGS, RESULT, {})
     records.path(SETTINGS).write_text(text)
     assert records.load(SETTINGS) is None
     assert len(warnings) == 1
@@ -192,7 +193,7 @@ def test_without_reuters_the_figures_are_on_generated_data(monkeypatch):
         (["--dropout", "1"], "expected a number in [0, 1), got '1'"),
         (["--learning-rate", "nan"], "expected a number in (0, inf), got 'nan'"),
         (["--documents", "10"], "expected an integer >= 1000, got '10'"),
-        (["--output", __file__], "is not a folder"),
+        (["--output", __file__], "cannot make the folder"),
     ],
 )
 def test_bad_options_say_what_was_expected(arguments, message, capsys):

@@ -52,5 +52,7 @@ def test_transformers_imports_bert_with_the_repository_as_working_directory():
     """A top-level package called kernels would shadow the one that transformers imports."""
     pytest.importorskip("transformers")
     pytest.importorskip("kernels", reason="Hugging Face's kernels is not installed")
-    subprocess.run([sys.executable, "-c", "from transformers import BertForSequenceClassification"], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from transformers import BertForSequenceClassification"], cwd=ROOT, check=True
+    )
     assert not (ROOT / "kernels" / "__init__.py").exists()

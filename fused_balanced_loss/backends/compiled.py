@@ -55,7 +55,7 @@ def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     want = "elements" if reduction == "none" else "value"
     loss, _ = _run(problem, want, scale, None)
     assert loss is not None
-    return loss if reduction == "none" else loss.sum() * scale
+    return loss
 
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
@@ -65,14 +65,12 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     return dz
 
 
-def value_and_gradient(
-    problem: Problem, scale: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     if out is None:
         loss, dz = _run(problem, "both", scale, None)
         assert loss is not None and dz is not None
-        return loss.sum() * scale, dz
+        return loss, dz
     # Some rows at a time: in place there is no room for a second gradient.
     total = torch.zeros((), dtype=compute_dtype(out.dtype), device=out.device)
     step = max(1, _ELEMENTS_ASIDE // out.shape[1])
@@ -94,18 +92,14 @@ def _some_rows(problem: Problem, rows: slice) -> Problem:
     )
 
 
-def _run(
-    problem: Problem, want: str, scale: float, upstream: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+def _run(problem: Problem, want: str, scale: float, upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     spec, terms, logits = problem.spec, problem.terms, problem.logits.detach()
     dtype = compute_dtype(logits.dtype)
     targets = problem.targets
     row_sum = None
     if isinstance(targets, SparseTargets):
         if terms.inverse_frequency is not None:
-            row_sum = torch.segment_reduce(
-                terms.inverse_frequency[targets.col], "sum", offsets=targets.crow, initial=0
-            )
+            row_sum = torch.segment_reduce(terms.inverse_frequency[targets.col], "sum", offsets=targets.crow, initial=0)
         dense = targets.to_dense(torch.uint8)
         binary = True
     else:
@@ -113,7 +107,7 @@ def _run(
         binary = targets.dtype == torch.bool
         dense = targets.detach().view(torch.uint8) if binary else targets.detach()
     factor = torch.full((), scale, dtype=dtype, device=logits.device)
-    arguments = (logits, dense, terms.bias, terms.inverse_frequency, terms.weight, row_sum)
+    arguments: tuple[Tensor | None, ...] = (logits, dense, terms.bias, terms.inverse_frequency, terms.weight, row_sum)
     arguments += (problem.row_weight, problem.label_mask, factor if upstream is None else factor * upstream)
     if torch.compiler.is_compiling():
         # Whoever compiles the caller compiles this with it.
@@ -128,8 +122,9 @@ def _run(
 def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _Form:
     """The closed form of one spec: a function of tensors alone.
 
-    ``want``: "value" (row sums [N] of the loss), "elements" (the loss [N, C]), "gradient", or "both" (row sums and
-    gradient). The gradient is multiplied by ``scale`` (no dimension, or [N, C]). ``binary``: the targets are known to be 0 or 1; otherwise others turn the loss into NaN.
+    ``want``: "value" (the sum of the loss), "elements" (the loss [N, C]), "gradient", or "both" (sum and gradient).
+    Sum and gradient are multiplied by ``scale`` (no dimension; [N, C] for the gradient alone). ``binary``: the targets
+    are known to be 0 or 1; otherwise others turn the loss into NaN.
     """
     single = dtype == torch.float32
     exp = _fast_exp if single else torch.exp
@@ -213,6 +208,9 @@ def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _
                     loss = torch.where(invalid.sum(1) == 0, loss.sum(1), math.nan)
             elif want != "elements":
                 loss = loss.sum(1)
+            if want != "elements":
+                # Rows first: one sum over all would be a second loop over a copy of the elements.
+                loss = loss.sum() * scale
         if want in ("gradient", "both"):
             factor = (spec.negative_factor * n - spec.positive_factor * y) * scale
             dz = slope * factor if w is None else w * slope * factor
@@ -247,7 +245,7 @@ def _fast_minus_log1p(m: Tensor) -> Tensor:
 
 
 def _fast_exp(x: Tensor) -> Tensor:
-    """exp(x) for x <= 88, float32; 0 from -88 down. Inline vector code, where torch.exp is a call for every 16 lanes."""
+    """exp(x) for x <= 88, float32; 0 from -88 down. Inline code, where torch.exp is a call for every 16 lanes."""
     x = x.clamp(min=-127 * math.log(2))
     power = torch.floor(x * (1 / math.log(2)) + 0.5)
     # log(2) in two parts, the first exact in any product with ``power``.

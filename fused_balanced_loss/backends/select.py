@@ -27,9 +27,7 @@ class Backend(Protocol):
 
     def value(self, problem: Problem, reduction: str, scale: float = ...) -> Tensor: ...
     def gradient(self, problem: Problem, upstream: Tensor, scale: float = ...) -> Tensor: ...
-    def value_and_gradient(
-        self, problem: Problem, scale: float, out: Tensor | None = ...
-    ) -> tuple[Tensor, Tensor]: ...
+    def value_and_gradient(self, problem: Problem, scale: float, out: Tensor | None = ...) -> tuple[Tensor, Tensor]: ...
     def scale_gradient(self, gradient: Tensor, upstream: Tensor) -> None: ...
 
 
@@ -47,7 +45,7 @@ class _CompiledOrEager:
                 result = getattr(eager, name)(*arguments)
                 _CompiledOrEager.failed = True
                 warnings.warn(
-                    f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                    f"torch.compile failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
                     "impl='auto' goes on with the uncompiled closed form, which is slower",
                     stacklevel=2,
                 )

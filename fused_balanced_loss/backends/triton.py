@@ -269,13 +269,13 @@ def _operator_problem(
     label_mask: Tensor | None,
     numbers: list[float],
 ) -> Problem:
-    spec = LossSpec(**dict(zip(_NUMBERS, numbers, strict=True)))
-    targets = dense
+    settings: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))
+    targets: Tensor | SparseTargets | None = dense
     if targets is None:
         assert crow is not None and col is not None
         targets = SparseTargets(crow, col, logits.shape[1], check=False)
     terms = LabelTerms(bias, inverse_frequency, label_weight, None)
-    return Problem(logits, targets, spec, terms, row_weight, label_mask, 0, {})
+    return Problem(logits, targets, LossSpec(**settings), terms, row_weight, label_mask, 0, {})
 
 
 @torch.library.custom_op("fused_balanced_loss::logits_loss", mutates_args=())
