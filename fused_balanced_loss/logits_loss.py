@@ -101,7 +101,7 @@ def balanced_loss(
         impl: ``"auto"`` chooses by device and size. ``"triton"``: custom kernels, for GPUs. ``"compile"``: closed form
             under torch.compile. ``"reference"``: the equations read literally.
         gradient: ``"forward"`` makes the gradient in the pass that computes the loss, and keeps it; ``"backward"``
-            reads the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, and no
+            reads the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, no
             later use of the logits. ``"auto"``: forward, or backward for float16, whose range the gradient
             of a mean can leave before the upstream gradient (a GradScaler's) is applied. Under torch.compile
             always backward.
