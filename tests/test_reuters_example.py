@@ -174,12 +174,12 @@ def test_interrupted_run_keeps_what_is_done_and_goes_on(arguments, tmp_path, cap
     assert "skipped" not in output.out
 
 
-def test_without_reuters_the_figures_are_on_generated_data(monkeypatch):
+def test_without_reuters_the_figures_are_on_generated_data(monkeypatch, tmp_path):
     def unavailable():
         raise reuters_corpus.ReutersUnavailableError("no network")
 
     monkeypatch.setattr(reproduce_reuters, "load_reuters", unavailable)
-    corpus = reproduce_reuters.choose_corpus(parse_options(["--documents", "1000"]))
+    corpus = reproduce_reuters.choose_corpus(parse_options(["--documents", "1000", "--output", str(tmp_path)]))
     assert corpus.notice is not None
     assert "no network" in corpus.notice
 
