@@ -95,7 +95,8 @@ def test_ratio_to_the_eager_formula(benchmark, shape, form):
         f"\n{shape[0]} x {shape[1]:,} {form}: eager {stats.median(times['eager']) * 1e3:.3f} ms, "
         f"ours {stats.median(times['ours']) * 1e3:.3f} ms, ratio {ratio:.1f}"
     )
-    assert ratio >= (1.0 if shape[1] < 1000 or DEVICE.type == "cuda" else 8.0)
+    # Far below what was measured: against a path that is lost, not against noise.
+    assert ratio >= (0.5 if shape[1] < 1000 else 4.0)
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the allocator of the GPU is asked elsewhere")

@@ -112,5 +112,7 @@ def _power(q: Tensor, gamma: float) -> Tensor | None:
 def _either(y: Tensor, positive: float, negative: float, dtype: torch.dtype) -> Tensor | float:
     if positive == negative:
         return positive
+    if dtype == torch.float32:
+        return torch.where(y, positive, negative)
     # Numbers alone would make a float32 result.
     return torch.where(y, torch.full((), positive, dtype=dtype, device=y.device), negative)
