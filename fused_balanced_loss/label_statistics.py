@@ -145,7 +145,7 @@ class LabelStatistics:
     def suggest_mu(self, targets: Any) -> float:
         """Midpoint mu for the rebalanced weight: average of mean and median of r over the label occurrences.
 
-        Reuters gives 0.906, where the paper uses 0.9.
+        Reuters gives 0.903 on 6,769 training documents, where the paper uses 0.9.
 
         Args:
             targets: the training targets, in any form that :meth:`from_targets` takes.
