@@ -121,12 +121,17 @@ def pooled_row_weight(
     return torch.where(empty, _weight_at(torch.full_like(mean, everywhere), statistics, spec), mean).to(dtype)
 
 
+def sparse_row_sum(targets: SparseTargets, value: Tensor) -> Tensor:
+    """Sum of ``value`` [C] over the labels of each row: [N], in a fixed order."""
+    return torch.segment_reduce(value[targets.col], "sum", offsets=targets.crow, initial=0)
+
+
 def _row_reduce(targets: Tensor | SparseTargets, value: Tensor, how: str, start: float) -> Tensor:
     """Sum, mean or minimum of ``value`` [C] over the labels of each row, float64 [N]; no labels give ``start``."""
     if isinstance(targets, SparseTargets):
         if how == "min":
             return torch.segment_reduce(value[targets.col], "min", offsets=targets.crow, initial=start)
-        total = torch.segment_reduce(value[targets.col], "sum", offsets=targets.crow, initial=0)
+        total = sparse_row_sum(targets, value)
         number = targets.crow.diff()
     else:
         label = targets != 0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype
-from .eager import scale_gradient
+from ..terms import Problem, compute_dtype, sparse_row_sum
+from .eager import power, scale_gradient
 
 # Lowest power first; fitted for least relative error in float64, then rounded: with float32 arithmetic
 # -log1p(-m) / m on [0, 1/2] is within 1.3e-7, exp(f) for |f| <= log(2) / 2 within 1.1e-7.
@@ -99,7 +99,7 @@ def _run(problem: Problem, want: str, scale: float, upstream: Tensor | None) -> 
     row_sum = None
     if isinstance(targets, SparseTargets):
         if terms.inverse_frequency is not None:
-            row_sum = torch.segment_reduce(terms.inverse_frequency[targets.col], "sum", offsets=targets.crow, initial=0)
+            row_sum = sparse_row_sum(targets, terms.inverse_frequency)
         dense = targets.to_dense(torch.uint8)
         binary = True
     else:
@@ -176,9 +176,9 @@ def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _
         nll = torch.relu(u) + log_part
 
         gamma, gamma_negative = spec.gammas
-        w = _power(q, gamma)
+        w = power(q, gamma)
         if gamma_negative != gamma:
-            w = _blend(y, n, w, _power(q, gamma_negative))
+            w = _blend(y, n, w, power(q, gamma_negative))
         slope = q
         if gamma or gamma_negative:
             slope = q + _blend(y, n, gamma, gamma_negative) * p * (torch.relu(bounded) + log_part)
@@ -188,7 +188,7 @@ def _make_form(spec: LossSpec, want: str, binary: bool, dtype: torch.dtype) -> _
             ratio = torch.where(shifted > 0, nll_shifted / shifted, 1.0)
             slope_shifted = (gamma_negative * ratio + 1 / (1 - shifted)) * p * q
             slope_shifted = torch.where(shifted > 0, slope_shifted, 0.0)
-            w = _blend(y, n, _power(q, gamma), _power(shifted, gamma_negative))
+            w = _blend(y, n, power(q, gamma), power(shifted, gamma_negative))
             nll = torch.where(y > 0, nll, nll_shifted)
             slope = torch.where(y > 0, slope, slope_shifted)
         w = weight if w is None else w if weight is None else weight * w
@@ -257,15 +257,6 @@ def _fast_exp(x: Tensor) -> Tensor:
 
 def _exact_minus_log1p(m: Tensor) -> Tensor:
     return -torch.log1p(-m)
-
-
-def _power(q: Tensor, gamma: float) -> Tensor | None:
-    """q**gamma, or None for 1."""
-    if gamma == 0:
-        return None
-    if gamma == 1:
-        return q
-    return q * q if gamma == 2 else q**gamma
 
 
 def _blend(y: Tensor, n: Tensor, positive: Any, negative: Any) -> Any:

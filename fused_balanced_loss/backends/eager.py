@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype
+from ..terms import Problem, compute_dtype, sparse_row_sum
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
@@ -45,7 +45,7 @@ def _elements(problem: Problem, *, value: bool = True, gradient: bool = True) ->
     row_sum = None
     if isinstance(targets, SparseTargets):
         if terms.inverse_frequency is not None:
-            row_sum = torch.segment_reduce(terms.inverse_frequency[targets.col], "sum", offsets=targets.crow, initial=0)
+            row_sum = sparse_row_sum(targets, terms.inverse_frequency)
         targets = targets.to_dense(torch.bool)
     y = targets if targets.dtype == torch.bool else targets != 0
     d = problem.logits.detach().to(dtype)
@@ -69,7 +69,7 @@ def _elements(problem: Problem, *, value: bool = True, gradient: bool = True) ->
             w = factor if w is None else w * factor
 
     gamma, gamma_negative = spec.gammas
-    modulation = _power(q, gamma)
+    modulation = power(q, gamma)
     slope = q
     if gamma == gamma_negative:
         if gamma:
@@ -102,7 +102,7 @@ def _elements(problem: Problem, *, value: bool = True, gradient: bool = True) ->
     return loss, dz
 
 
-def _power(q: Tensor, gamma: float) -> Tensor | None:
+def power(q: Tensor, gamma: float) -> Tensor | None:
     """q**gamma, or None for 1."""
     if gamma == 0:
         return None
