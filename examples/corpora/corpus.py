@@ -87,3 +87,7 @@ def hash_documents(label_names: Sequence[str], documents: Iterable[tuple[str, Se
     for text, ids in documents:
         digest.update(f"{list(ids)}{text}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
+
+
+class CorpusError(Exception):
+    """A corpus cannot be loaded; the message says which file, what was expected and what came."""

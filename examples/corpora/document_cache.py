@@ -1,0 +1,187 @@
+"""Documents parsed once and kept as Arrow, whatever their size: memory holds their label ids, never their texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from corpora.corpus import CorpusError
+from filelock import FileLock
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# To be raised with every change in what is parsed or how it is stored.
+VERSION = 1
+BATCH = 1000
+
+Json = dict[str, Any]
+Remarks = Counter[str]
+Say = Callable[[str], None]
+
+
+class Document(NamedTuple):
+    """A text, its labels' names, and its part where the file gives one (else empty)."""
+
+    text: str
+    labels: Sequence[str]
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """All documents of a source.
+
+    Attributes:
+        dataset: column ``text``, memory-mapped.
+        crow, col: label ids in compressed rows; not yet sorted within a row.
+        label_names: by label id, in order of appearance.
+        splits: name of the given part of each document, or empty.
+        fingerprint: hash of texts, labels and given parts.
+        remarks: what reading left out, with how often.
+    """
+
+    dataset: Dataset
+    crow: NDArray[np.int64]
+    col: NDArray[np.int64]
+    label_names: list[str]
+    splits: NDArray[np.str_]
+    fingerprint: str
+    remarks: dict[str, int]
+
+
+def cached_documents(
+    cache: Path,
+    sources: Sequence[Path],
+    options: Json,
+    read: Callable[[Remarks], Iterator[Document]],
+    say: Say,
+    warn: Say,
+) -> Documents:
+    """The documents of ``sources``, from the cache where it was made of the same files with the same options.
+
+    Args:
+        cache: folder of all caches.
+        options: all else that ``read`` depends on.
+        read: yields the documents, and counts in its argument what it leaves out.
+        say: told how far the reading is, in a line that the next replaces.
+        warn: told why a cache is rebuilt.
+
+    Raises:
+        CorpusError: for files that cannot be read, or without a document.
+    """
+    made_of = {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]}
+    identity = json.dumps([options, [str(path.resolve()) for path in sources]], sort_keys=True)
+    folder = cache / f"documents-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    # Several processes of one training may ask at once: one parses, the others wait and find.
+    with FileLock(folder.with_suffix(".lock")):
+        reason = _why_not(folder, made_of)
+        if reason:
+            if folder.exists():
+                warn(f"the cache {folder} {reason}; it is rebuilt")
+            _build(folder, made_of, read, say)
+    return _open(folder)
+
+
+def _stamp(path: Path) -> Json:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
+    return {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _why_not(folder: Path, made_of: Json) -> str | None:
+    """What keeps the cache from being used, or None."""
+    try:
+        found = json.loads((folder / "made_of.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "is not complete"
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return f"was made by another version ({found.get('version') if isinstance(found, dict) else found})"
+    if found != made_of:
+        return "was made of another state of the file"
+    try:
+        _open(folder)
+    except (OSError, ValueError, KeyError) as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _build(folder: Path, made_of: Json, read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
+    """Writes beside ``folder`` and moves at the end, so that a cache is whole or not there."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _write(partial, read, say)
+        (partial / "made_of.json").write_text(json.dumps(made_of), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as error:
+        raise CorpusError(f"{folder}: the cache cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
+    from datasets import Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    remarks: Remarks = Counter()
+    label_ids: dict[str, int] = {}
+    splits: dict[str, int] = {}
+    digest = hashlib.sha256()
+    count, col, split_of = array("q", [0]), array("i"), array("b")
+    features = Features({"text": Value("string")})
+    with ArrowWriter(features=features, path=str(folder / "texts.arrow"), writer_batch_size=BATCH) as writer:
+        for number, document in enumerate(read(remarks), 1):
+            # Half a surrogate pair is legal in JSON and has no place in Arrow.
+            text = document.text.encode("utf-8", "replace").decode("utf-8")
+            labels = list(dict.fromkeys(document.labels))
+            digest.update(json.dumps([text, labels, document.split]).encode())
+            writer.write({"text": text})
+            col.extend(label_ids.setdefault(label, len(label_ids)) for label in labels)
+            split_of.append(splits.setdefault(document.split, len(splits)))
+            count.append(len(labels))
+            if number % (5 * BATCH) == 0:
+                say(f"{number:,} documents read")
+        if len(count) == 1:
+            left_out = "; ".join(f"{n:,} {what}" for what, n in remarks.items())
+            raise CorpusError(f"no document is left ({left_out or 'the file has none'})")
+        writer.finalize()
+    np.savez(
+        folder / "labels.npz",
+        crow=np.cumsum(count),
+        col=np.asarray(col),
+        split=np.asarray(split_of),
+        split_names=np.array(list(splits)),
+    )
+    meta = {"label_names": list(label_ids), "fingerprint": digest.hexdigest()[:16], "remarks": remarks}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _open(folder: Path) -> Documents:
+    from datasets import Dataset
+
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    with np.load(folder / "labels.npz") as labels:
+        return Documents(
+            dataset=Dataset.from_file(str(folder / "texts.arrow")),
+            crow=labels["crow"].astype(np.int64),
+            col=labels["col"].astype(np.int64),
+            label_names=meta["label_names"],
+            splits=labels["split_names"][labels["split"]],
+            fingerprint=meta["fingerprint"],
+            remarks=meta["remarks"],
+        )
