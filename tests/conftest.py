@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fused_balanced_loss.backends import select
+
 # Before triton is imported anywhere: without a GPU the kernels are run by the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -17,6 +19,24 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def impl(request, device, monkeypatch):
+    """What to pass as ``impl``; "cpp" is "auto" with every problem large enough for the C++ kernel."""
+    if request.param != "cpp":
+        return request.param
+    if device.type != "cpu":
+        pytest.skip("the C++ kernel is for the CPU")
+    monkeypatch.setattr(select, "COMPILE_FROM", 1)
+    # What the kernel does not know takes the uncompiled form, without seconds of compilation.
+    monkeypatch.setattr(select.COMPILED, "failed", {"compile"})
+
+    def fail(which, what, instead, error):
+        raise error
+
+    monkeypatch.setattr(select.COMPILED, "_give_up", fail)
+    return "auto"
 
 
 @pytest.fixture(autouse=True)

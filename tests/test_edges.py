@@ -15,7 +15,7 @@ from fused_balanced_loss.spec import PAPER_LOSSES
 DB = LossSpec.preset("DB")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (5, 1), (3, 90), (2, 127), (2, 128), (1, 129), (3, 255), (9, 257)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_shapes(dtype, shape, impl, device):
@@ -42,7 +42,7 @@ def test_wide_rows_of_odd_width(dtype, device):
         torch.testing.assert_close(gradient.double(), expected[1], rtol=digits, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 @pytest.mark.parametrize("name", [*PAPER_LOSSES, "ASL"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_extreme_logits(dtype, name, impl, device):
@@ -66,7 +66,7 @@ def test_extreme_logits(dtype, name, impl, device):
     assert torch.isfinite(total)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_small_gamma_has_a_finite_gradient_at_saturation(impl, device):
     spec = LossSpec(gamma=0.5)
     logits = torch.tensor([[200.0, -200.0, 30.0, math.inf]])
@@ -76,7 +76,7 @@ def test_small_gamma_has_a_finite_gradient_at_saturation(impl, device):
     assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_nan_logit_shows(reduction, impl, device):
     logits, targets, statistics = problem()
@@ -87,7 +87,7 @@ def test_nan_logit_shows(reduction, impl, device):
     assert torch.isfinite(gradient[0]).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_row_without_labels_is_weighed_alpha_plus_one(impl, device):
     logits, targets, statistics = problem(2, 9, torch.float64)
     targets[0] = False
@@ -96,7 +96,7 @@ def test_row_without_labels_is_weighed_alpha_plus_one(impl, device):
     torch.testing.assert_close(loss[0], 1.1 * torch.nn.functional.softplus(logits[0]), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_strided_offset_and_many_dimensional_logits(impl, device):
     logits, targets, statistics = problem(6, 37, torch.float64)
     expected, gradient = loss_and_gradient(logits, targets, statistics, DB, device, impl="reference")
@@ -120,7 +120,7 @@ def test_strided_offset_and_many_dimensional_logits(impl, device):
     torch.testing.assert_close(ours.cpu(), gradient.view(2, 3, 37), rtol=1e-11, atol=1e-17)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 @pytest.mark.parametrize("mode", ["forward", "backward", "in_place"])
 def test_upstream_gradient_and_second_backward(mode, impl, device):
     logits, targets, statistics = problem(4, 11, torch.float64)
@@ -140,7 +140,7 @@ def test_upstream_gradient_and_second_backward(mode, impl, device):
         torch.autograd.grad(torch.autograd.grad(loss, z, create_graph=True)[0].sum(), z)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_inputs_stay_and_bits_repeat(impl, device):
     logits, targets, statistics = problem(7, 300, torch.float32)
     for form in (targets.byte(), SparseTargets.from_dense(targets)):
@@ -159,7 +159,7 @@ def test_inputs_stay_and_bits_repeat(impl, device):
         assert same if isinstance(same, bool) else bool(same.all())
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_in_place_writes_over_the_logits_and_autograd_notices(impl, device):
     logits, targets, statistics = problem(4, 300)
     _, gradient = loss_and_gradient(logits, targets, statistics, DB, device, impl=impl)
@@ -178,7 +178,7 @@ def test_in_place_writes_over_the_logits_and_autograd_notices(impl, device):
         loss.backward()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_float16_gradient_of_a_mean_survives_a_grad_scaler(impl, device):
     logits, targets, statistics = problem(8, 300, torch.float16)
     z = logits.to(device).requires_grad_()

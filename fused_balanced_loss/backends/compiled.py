@@ -45,7 +45,12 @@ _ELEMENTS_ASIDE = 1 << 18
 # Largest -t whose exponential is taken.
 _BOUND = 60.0
 
-__all__ = ["gradient", "scale_gradient", "value", "value_and_gradient"]
+__all__ = ["LogitsLostError", "gradient", "scale_gradient", "value", "value_and_gradient"]
+
+
+class LogitsLostError(RuntimeError):
+    """In place, a failure came after the first logits had been overwritten: nothing can start again from them."""
+
 
 _Form = Callable[..., tuple[Tensor | None, Tensor | None]]
 
@@ -76,7 +81,12 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
     step = max(1, _ELEMENTS_ASIDE // out.shape[1])
     for start in range(0, len(out), step):
         rows = slice(start, start + step)
-        part, dz = value_and_gradient(_some_rows(problem, rows), scale)
+        try:
+            part, dz = value_and_gradient(_some_rows(problem, rows), scale)
+        except Exception as error:
+            if start:
+                raise LogitsLostError(f"logits: rows before {start} hold the gradient already") from error
+            raise
         out[rows] = dz
         total += part
     return total, out

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..terms import Problem
-from . import compiled, eager, reference
+from . import compiled, cpp, eager, reference
 
 Impl = Literal["auto", "triton", "compile", "reference"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 
-# Elements from which a compiled CPU pass is worth seconds of compilation.
-COMPILE_FROM = 1 << 18
+# Elements from which a compiled CPU pass is worth its compilation.
+COMPILE_FROM = 1 << 17
 
 
 class Backend(Protocol):
@@ -31,26 +31,41 @@ class Backend(Protocol):
     def scale_gradient(self, gradient: Tensor, upstream: Tensor) -> None: ...
 
 
-class _CompiledOrEager:
-    """The compiled closed form; uncompiled, after one warning, where compilation fails."""
+class _FirstThatWorks:
+    """The C++ kernel for the CPU, the closed form under torch.compile, or uncompiled: the first that takes the problem.
 
-    failed = False
+    What fails is not tried again: one warning, then the next.
+    """
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        if not self.failed:
+    def __init__(self) -> None:
+        self.failed: set[str] = set()
+
+    def _call(self, name: str, problem: Problem, *arguments: Any) -> Any:
+        whole = arguments[0] != "none" if name == "value" else name != "gradient" or arguments[0].dim() == 0
+        if whole and "cpp" not in self.failed and cpp.unsupported(problem) is None:
             try:
-                return getattr(compiled, name)(*arguments)
+                return getattr(cpp, name)(problem, *arguments)
+            except Exception as error:
+                self._give_up("cpp", "the C++ kernel", "torch.compile", error)
+        if "compile" not in self.failed:
+            try:
+                return getattr(compiled, name)(problem, *arguments)
+            except compiled.LogitsLostError:
+                raise
             except Exception as error:
                 # The uncompiled form raises again what was the caller's fault.
-                result = getattr(eager, name)(*arguments)
-                _CompiledOrEager.failed = True
-                warnings.warn(
-                    f"torch.compile failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
-                    "impl='auto' goes on with the uncompiled closed form, which is slower",
-                    stacklevel=2,
-                )
+                result = getattr(eager, name)(problem, *arguments)
+                self._give_up("compile", "torch.compile", "the uncompiled closed form", error)
                 return result
-        return getattr(eager, name)(*arguments)
+        return getattr(eager, name)(problem, *arguments)
+
+    def _give_up(self, which: str, what: str, instead: str, error: Exception) -> None:
+        self.failed.add(which)
+        warnings.warn(
+            f"{what} failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
+            f"impl='auto' goes on with {instead}, which is slower",
+            stacklevel=3,
+        )
 
     def value(self, problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
         return self._call("value", problem, reduction, scale)
@@ -64,7 +79,7 @@ class _CompiledOrEager:
     scale_gradient = staticmethod(eager.scale_gradient)
 
 
-COMPILED_OR_EAGER = _CompiledOrEager()
+COMPILED = _FirstThatWorks()
 
 
 @functools.cache
@@ -110,9 +125,9 @@ def select(impl: str, logits: Tensor) -> Backend:
             raise RuntimeError("impl: 'triton' needs the package triton, which is not installed or does not import")
         return backend
     if logits.is_cuda:
-        return triton_backend() or COMPILED_OR_EAGER
+        return triton_backend() or COMPILED
     if torch.compiler.is_compiling():
         return compiled
     if logits.device.type == "cpu" and logits.numel() >= COMPILE_FROM:
-        return COMPILED_OR_EAGER
+        return COMPILED
     return eager

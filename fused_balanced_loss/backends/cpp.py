@@ -1,0 +1,142 @@
+"""Value and gradient by a C++ kernel, for CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..spec import LossSpec
+from ..targets import SparseTargets
+from ..terms import Problem
+from .cpp_library import library
+from .eager import scale_gradient
+
+__all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_gradient"]
+
+_LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116}
+_TARGETS = {torch.bool: 8, torch.uint8: 8, torch.float32: 32}
+_CSR = 0
+
+# Elements for which another thread is worth its start.
+_ELEMENTS_A_THREAD = 1 << 13
+
+# The kernel multiplies the denominators of two sigmoids; beyond, the product could leave float32.
+_LARGEST_EXPONENT = 27.0
+
+
+def unsupported(problem: Problem) -> str | None:
+    """What of the problem the kernel does not know, or None. It knows no reduction "none" either."""
+    spec, targets = problem.spec, problem.targets
+    if problem.logits.device.type != "cpu" or problem.logits.dtype not in _LOGITS:
+        return f"{problem.logits.dtype} logits on {problem.logits.device}"
+    if isinstance(targets, Tensor) and targets.dtype not in _TARGETS:
+        return f"{targets.dtype} targets"
+    if problem.label_mask is not None:
+        return "a label mask"
+    if spec.probability_margin:
+        return "a probability margin"
+    if any(gamma not in (0, 1, 2) for gamma in spec.gammas):
+        return "gamma other than 0, 1 and 2"
+    if spec.weighting == "rebalanced" and spec.beta * spec.mu > _LARGEST_EXPONENT:
+        return f"beta * mu > {_LARGEST_EXPONENT:g}"
+    return None
+
+
+def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
+    """``scale`` times the sum of the loss."""
+    return _run("loss_value", problem, scale, None)
+
+
+def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
+    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension)."""
+    out = torch.empty(problem.logits.shape, dtype=problem.logits.dtype)
+    _run("loss_gradient", problem, scale * upstream.item(), out)
+    return out
+
+
+def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
+    if out is None:
+        out = torch.empty(problem.logits.shape, dtype=problem.logits.dtype)
+    return _run("loss_value_and_gradient", problem, scale, out), out
+
+
+def _run(
+    name: str,
+    problem: Problem,
+    scale: float,
+    out: Tensor | None,
+    first_label: int = 0,
+    row_sum: Tensor | None = None,
+) -> Tensor:
+    spec, logits, targets, terms = problem.spec, problem.logits, problem.targets, problem.terms
+    rows, columns = logits.shape
+    loss = torch.empty((), dtype=torch.float32)
+    if isinstance(targets, SparseTargets):
+        form, dense, stride = _CSR, None, 0
+        crow, col = targets.crow.data_ptr(), targets.col.data_ptr()
+    else:
+        form, dense, stride = _TARGETS[targets.dtype], targets.data_ptr(), targets.stride(0)
+        crow = col = None
+    _kernel(name, spec, logits.dtype, form)(
+        logits.data_ptr(),
+        logits.stride(0),
+        None if out is None else out.data_ptr(),
+        0 if out is None else out.stride(0),
+        rows,
+        columns,
+        dense,
+        stride,
+        crow,
+        col,
+        first_label,
+        _pointer(row_sum),
+        _pointer(problem.row_weight),
+        _pointer(terms.bias),
+        _pointer(terms.inverse_frequency),
+        _pointer(terms.weight),
+        spec.lam,
+        spec.alpha,
+        spec.beta,
+        spec.mu,
+        spec.positive_factor,
+        spec.negative_factor,
+        scale,
+        loss.data_ptr(),
+        max(1, min(torch.get_num_threads(), rows * columns // _ELEMENTS_A_THREAD)),
+    )
+    return loss
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel(name: str, spec: LossSpec, dtype: torch.dtype, targets: int) -> Callable[..., Any]:
+    positive, negative = spec.gammas
+    macros = {
+        "LOGITS": _LOGITS[dtype],
+        "TARGETS": targets,
+        "GAMMA_POSITIVE": int(positive),
+        "GAMMA_NEGATIVE": int(negative),
+        "BIAS": int(spec.kappa != 0),
+        "REBALANCED": int(spec.weighting == "rebalanced"),
+        "LABEL_WEIGHT": int(spec.weighting not in ("none", "rebalanced") and spec.pooling == "label"),
+    }
+    kernel = getattr(library(tuple(macros.items())), name)
+    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    kernel.argtypes = [
+        *(pointer, integer, pointer, integer, integer, integer),
+        *(pointer, integer, pointer, pointer, integer),
+        *(pointer,) * 5,
+        *(number,) * 7,
+        *(pointer, ctypes.c_int),
+    ]
+    kernel.restype = None
+    return kernel
