@@ -1,0 +1,107 @@
+"""F1 at 21 thresholds of 10,000 x 18,211 logits: time against scikit-learn's f1_score a threshold, and peak memory.
+
+    pytest benchmarks/test_metrics.py -s
+
+scikit-learn is timed at three of the thresholds and that is multiplied by seven. It gets the probabilities ready made,
+predictions and targets once as dense bool and once as CSR, and gives micro-F1 alone; ours gives micro and macro.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fused_balanced_loss import SparseTargets
+from fused_balanced_loss.metrics import PAPER_THRESHOLDS, ThresholdedF1
+
+NUM_ROWS, NUM_LABELS, BATCH = 10_000, 18_211, 500
+SAMPLED = [0, 10, 20]
+
+
+def batches():
+    """Logits and targets with about 13 labels an instance, two thirds of them found."""
+    generator = torch.Generator().manual_seed(0)
+    frequency = torch.arange(1, NUM_LABELS + 1).double().reciprocal()
+    for _ in range(0, NUM_ROWS, BATCH):
+        logits = torch.randn(BATCH, NUM_LABELS, generator=generator) * 1.5 - 7
+        labels = torch.multinomial(frequency.expand(BATCH, -1), 13, generator=generator).sort().values
+        logits.scatter_add_(1, labels, torch.full(labels.shape, 7.5))
+        yield logits, SparseTargets(torch.arange(0, 13 * BATCH + 1, 13), labels.flatten(), NUM_LABELS)
+
+
+def score(stream):
+    f1 = ThresholdedF1(NUM_LABELS)
+    for logits, targets in stream:
+        f1.update(logits, targets)
+    return f1.micro(), f1.macro()
+
+
+def test_time_against_sklearn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    sparse = pytest.importorskip("scipy.sparse")
+    stream = list(batches())
+    score(stream[:1])
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        micro, macro = score(stream)
+        times.append(time.perf_counter() - start)
+    ours = sorted(times)[1]
+    probabilities = np.concatenate([torch.sigmoid(logits).numpy() for logits, _ in stream])
+    dense_targets = np.concatenate([targets.to_dense(torch.bool).numpy() for _, targets in stream])
+    forms = {"dense": np.asarray, "CSR": sparse.csr_array}
+    ratios = {}
+    print(f"\nours, micro and macro at {len(PAPER_THRESHOLDS)} thresholds: {ours:.2f} s")
+    for name, form in forms.items():
+        targets, found = form(dense_targets), []
+        start = time.perf_counter()
+        for at in SAMPLED:
+            predictions = form(probabilities > PAPER_THRESHOLDS[at])
+            found.append(sklearn_metrics.f1_score(targets, predictions, average="micro", zero_division=0))
+        theirs = (time.perf_counter() - start) * len(PAPER_THRESHOLDS) / len(SAMPLED)
+        ratios[name] = theirs / ours
+        print(f"scikit-learn, {name}: {theirs:.1f} s, ratio {ratios[name]:.1f}")
+        assert found == micro[SAMPLED].tolist()
+    expected = sklearn_metrics.f1_score(targets, predictions, average="macro", zero_division=0)
+    assert macro[SAMPLED[-1]] == expected
+    assert min(ratios.values()) >= 5
+
+
+def memory(field):
+    """GB that the system counts for this process: VmRSS now, VmHWM at most."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1e6
+
+
+def show_streamed():
+    before = memory("VmRSS")
+    score(batches())
+    print(before, memory("VmHWM"))
+
+
+def show_one_update():
+    logits, columns = torch.empty(NUM_ROWS, NUM_LABELS), []
+    for at, (part, targets) in enumerate(batches()):
+        logits[at * BATCH : (at + 1) * BATCH] = part
+        columns.append(targets.col)
+    whole = SparseTargets(torch.arange(0, 13 * NUM_ROWS + 1, 13), torch.cat(columns), NUM_LABELS)
+    before = memory("VmHWM")
+    score([(logits, whole)])
+    print(before, memory("VmHWM"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
+@pytest.mark.parametrize("how", ["streamed", "one_update"])
+def test_peak_memory(how):
+    """In a process of its own, everything imported included."""
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import test_metrics; test_metrics.show_{how}()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, peak = map(float, done.stdout.split())
+    print(f"\n{how}: peak {peak:.2f} GB, before scoring {before:.2f} GB")
+    # The logits are 0.73 GB.
+    assert (peak if how == "streamed" else peak - before) < (1 if how == "streamed" else 0.2)

@@ -1,0 +1,334 @@
+"""F1 at many thresholds against scikit-learn's, to the last bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fused_balanced_loss import LabelStatistics, SparseTargets, metrics
+from fused_balanced_loss.metrics import PAPER_THRESHOLDS, ThresholdedF1, predict_labels
+
+f1_score = pytest.importorskip("sklearn.metrics").f1_score
+
+
+def problem(num_rows=60, num_labels=25, seed=0, dtype=torch.float32, spread=2.0, shift=-1.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(num_rows, num_labels, generator=generator) * spread + shift).to(dtype)
+    targets = torch.rand(num_rows, num_labels, generator=generator) < 0.15
+    targets[:, -1] = False
+    return logits, targets
+
+
+def probabilities_of(logits):
+    return torch.sigmoid(logits.float()).numpy()
+
+
+def sklearn_f1(probabilities, targets, threshold, average):
+    predictions, targets = probabilities > np.float64(threshold), np.asarray(targets)
+    if not predictions.size:
+        return 0.0
+    # A single column would be read as a binary task, whose averages are over the two classes.
+    if predictions.shape[1] == 1:
+        return f1_score(targets[:, 0], predictions[:, 0], zero_division=0)
+    return f1_score(targets, predictions, average=average, zero_division=0)
+
+
+def counted(logits, targets, sizes=None, **arguments):
+    f1 = ThresholdedF1(logits.shape[1], **arguments)
+    for part in zip(torch.split(logits, sizes or len(logits)), torch.split(targets, sizes or len(logits)), strict=True):
+        f1.update(*part)
+    return f1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shift", [-6.0, -1.0, 4.0], ids=["few", "some", "nearly all"])
+def test_equals_sklearn_bit_for_bit(dtype, shift):
+    logits, targets = problem(dtype=dtype, shift=shift)
+    # Batches of whole vectors of the CPU: torch's sigmoid may differ by a bit of float32 at the end of a tensor.
+    f1 = counted(logits, targets, sizes=32)
+    probabilities = probabilities_of(logits)
+    for at, threshold in enumerate(PAPER_THRESHOLDS):
+        assert f1.micro()[at] == sklearn_f1(probabilities, targets, threshold, "micro")
+        assert f1.macro()[at] == sklearn_f1(probabilities, targets, threshold, "macro")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_problem_equals_sklearn(data):
+    num_rows, num_labels = data.draw(st.integers(1, 12)), data.draw(st.integers(2, 9))
+    thresholds = data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+    # Probabilities that meet a threshold, or miss it by a bit of float32, are what can go wrong.
+    close = [float(torch.logit(torch.tensor(t, dtype=torch.float64))) for t in thresholds if 0 < t < 1]
+    value = st.sampled_from([0.0, -np.inf, np.inf, *close]) | st.floats(-20, 20, width=32)
+    logits = torch.tensor(
+        data.draw(st.lists(value, min_size=num_rows * num_labels, max_size=num_rows * num_labels)), dtype=torch.float32
+    ).view(num_rows, num_labels)
+    targets = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=num_rows * num_labels, max_size=num_rows * num_labels))
+    ).view(num_rows, num_labels)
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=num_labels, max_size=num_labels)))
+    low = data.draw(st.integers(0, 3))
+    high = data.draw(st.none() | st.integers(low, 5))
+    f1 = counted(
+        logits, targets, thresholds=thresholds, label_groups={"some": mask}, instance_groups={"few": (low, high)}
+    )
+    probabilities, targets = probabilities_of(logits), targets.numpy()
+    size = targets.sum(1)
+    rows = (size >= low) & (size <= (num_labels if high is None else high))
+    for at, threshold in enumerate(thresholds):
+        for average, ours in (("micro", f1.micro), ("macro", f1.macro)):
+            assert ours()[at] == sklearn_f1(probabilities, targets, threshold, average)
+            assert ours("some")[at] == sklearn_f1(probabilities[:, mask], targets[:, mask], threshold, average)
+            assert ours(instances="few")[at] == sklearn_f1(probabilities[rows], targets[rows], threshold, average)
+
+
+def test_probabilities_beside_a_threshold_are_told_apart():
+    """float32(0.41) is below 0.41, float32(0.4) above: neither threshold is rounded."""
+    for threshold in (0.4, 0.41, 0.5, 0.0, 1.0):
+        nearest = np.float32(threshold)
+        probabilities = np.array([np.nextafter(nearest, np.float32(-1)), nearest, np.nextafter(nearest, np.float32(2))])
+        logits = torch.from_numpy(probabilities)[None]
+        f1 = ThresholdedF1(3, [threshold], activation="none")
+        f1.update(logits, torch.ones(1, 3))
+        predicted = (probabilities > np.float64(threshold)).sum()
+        assert f1.micro()[0] == 2 * predicted / (3 + predicted)
+        assert len(predict_labels(logits, threshold, activation="none").col) == predicted
+
+
+def test_a_probability_of_one_half_is_not_above_one_half():
+    f1 = ThresholdedF1(2, [0.5])
+    # The second's exact sigmoid is above 0.5, its float32 is 0.5.
+    f1.update(torch.tensor([[0.0, 1e-8]]), torch.ones(1, 2))
+    assert f1.micro()[0] == 0
+
+
+def test_thresholds_in_any_order_and_twice():
+    logits, targets = problem()
+    thresholds = [0.6, 0.1, 0.6, 0.9, 0.0, 1.0]
+    f1 = counted(logits, targets, thresholds=thresholds)
+    assert f1.micro().tolist() == [sklearn_f1(probabilities_of(logits), targets, t, "micro") for t in thresholds]
+    assert f1.micro()[0] == f1.micro()[2]
+
+
+def test_best_is_the_lowest_of_equals():
+    f1 = ThresholdedF1(2, [0.7, 0.5, 0.6, 0.9])
+    f1.update(torch.logit(torch.tensor([[0.8, 0.2], [0.1, 0.75]])), torch.tensor([[1, 0], [0, 1]]))
+    assert f1.best() == (0.5, 1.0)
+
+
+def test_scores_by_label_group_and_by_instance_group():
+    logits, targets = problem()
+    targets[0] = False
+    statistics = LabelStatistics.from_targets(targets, degenerate="ignore")
+    groups = statistics.frequency_groups(head=11, tail=6)
+    instances = {"none": (0, 0), "single": (1, 1), "multi": (2, None), "two to four": (2, 4)}
+    f1 = counted(logits, targets, sizes=32, label_groups=groups, instance_groups=instances)
+    threshold, probabilities = float(PAPER_THRESHOLDS[3]), probabilities_of(logits)
+    scores = f1.scores(threshold)
+    assert list(scores) == ["total", "head", "medium", "tail"]
+    for name, mask in groups._asdict().items():
+        for average in ("micro", "macro"):
+            assert scores[name][average] == sklearn_f1(probabilities[:, mask], targets[:, mask], threshold, average)
+    by_instance = f1.instance_scores(threshold)
+    assert list(by_instance) == list(instances)
+    size = targets.sum(1)
+    for name, (low, high) in instances.items():
+        rows = (size >= low) & (size <= (25 if high is None else high))
+        assert rows.any()
+        for average in ("micro", "macro"):
+            assert by_instance[name][average] == sklearn_f1(probabilities[rows], targets[rows], threshold, average)
+    assert (f1.label_groups, f1.instance_groups) == (("total", "head", "medium", "tail"), tuple(instances))
+
+
+@pytest.mark.parametrize("chunk", [1, 26, 100, 2**20])
+def test_chunks_and_strides_change_nothing(monkeypatch, chunk):
+    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    logits, targets = problem(shift=0.0)
+    wide = torch.full((60, 40), float("nan"))
+    wide[:, 7:32] = logits
+    expected = [sklearn_f1(probabilities_of(logits), targets, t, "micro") for t in PAPER_THRESHOLDS]
+    for given_logits in (logits, logits.t().contiguous().t(), wide[:, 7:32]):
+        f1 = counted(given_logits, targets)
+        assert f1.micro().tolist() == expected
+
+
+def test_every_form_of_targets():
+    logits, targets = problem()
+    sparse = SparseTargets.from_dense(targets)
+    forms = [targets, targets.float(), targets.byte().numpy(), sparse, sparse.to_scipy(), sparse.to_lists()]
+    results = []
+    for form in forms:
+        f1 = ThresholdedF1(25)
+        f1.update(logits, form)
+        results.append(f1.macro())
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_empty_batches_and_no_batch():
+    logits, targets = problem()
+    f1 = ThresholdedF1(25)
+    f1.update(logits[:0], targets[:0])
+    with pytest.raises(RuntimeError, match="no sample"):
+        f1.micro()
+    f1.update(logits, targets)
+    f1.update(logits[:0], SparseTargets.from_lists([], 25))
+    assert f1.num_samples == 60
+    assert np.array_equal(f1.micro(), counted(logits, targets).micro())
+    for read in (ThresholdedF1(3).best, ThresholdedF1(3).macro, lambda: ThresholdedF1(3).scores(0.4)):
+        with pytest.raises(RuntimeError, match="no sample"):
+            read()
+
+
+def test_groups_without_labels_or_instances_are_zero():
+    logits, targets = problem()
+    f1 = counted(
+        logits, targets, label_groups={"none": torch.zeros(25, dtype=torch.bool)}, instance_groups={"many": (20, None)}
+    )
+    for values in (f1.micro("none"), f1.macro("none"), f1.micro(instances="many"), f1.macro(instances="many")):
+        assert values.tolist() == [0.0] * 21
+
+
+def test_merged_shares_are_the_whole():
+    logits, targets = problem()
+    arguments = {"instance_groups": {"single": (1, 1)}}
+    whole = counted(logits, targets, **arguments)
+    first, second = counted(logits[:20], targets[:20], **arguments), counted(logits[20:], targets[20:], **arguments)
+    first.merge(second)
+    assert first.num_samples == 60
+    assert np.array_equal(first.macro(instances="single"), whole.macro(instances="single"))
+    assert second.num_samples == 40
+
+
+def test_state_goes_on_elsewhere(tmp_path):
+    logits, targets = problem()
+    first = counted(logits[:20], targets[:20])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = counted(logits[:5], targets[:5])
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    second.update(logits[20:], targets[20:])
+    assert np.array_equal(second.macro(), counted(logits, targets).macro())
+    assert first.num_samples == 20
+
+
+def test_all_reduce_sums_over_processes(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        f1 = counted(*problem())
+        before = f1.micro()
+        f1.all_reduce()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert f1.num_samples == 60
+    assert np.array_equal(f1.micro(), before)
+
+
+def test_predicted_labels_are_those_counted():
+    logits, targets = problem()
+    predictions = predict_labels(torch.split(logits, 8), 0.43)
+    assert predictions == SparseTargets.from_dense(torch.sigmoid(logits) > 0.43)
+    assert predictions == predict_labels(logits, 0.43)
+    hits = (predictions.to_dense().bool() & targets).sum()
+    at = list(PAPER_THRESHOLDS).index(0.43)
+    assert counted(logits, targets).micro()[at] == float(2 * hits / (len(predictions.col) + targets.sum()).double())
+    with pytest.raises(ValueError, match="at least one batch"):
+        predict_labels([], 0.5)
+    with pytest.raises(ValueError, match=r"\[n, 25\]"):
+        predict_labels([logits, logits[:, :3]], 0.5)
+
+
+def test_a_refused_batch_is_not_counted(monkeypatch):
+    monkeypatch.setattr(metrics, "_CHUNK", 30)
+    logits, targets = problem()
+    f1 = counted(logits, targets)
+    before = f1.micro()
+    logits[41, 7] = float("nan")
+    with pytest.raises(ValueError, match=r"logits: .* NaN in row 41 for label 7"):
+        f1.update(logits, targets)
+    with pytest.raises(ValueError, match="targets: expected 0 or 1"):
+        f1.update(logits[:40], targets[:40] * 2.0)
+    assert np.array_equal(f1.micro(), before)
+    assert f1.num_samples == 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_nan_is_seen_in_every_dtype(dtype):
+    logits = torch.full((3, 5), -100.0, dtype=dtype)
+    logits[2, 4] = float("nan")
+    with pytest.raises(ValueError, match="NaN in row 2 for label 4"):
+        ThresholdedF1(5).update(logits, torch.zeros(3, 5))
+
+
+ONE = torch.zeros(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ThresholdedF1(0), "num_labels: expected an integer >= 1, got 0"),
+        (lambda: ThresholdedF1(2.5), "num_labels: .* got 2.5"),
+        (lambda: ThresholdedF1(True), "num_labels: .* got True"),
+        (lambda: ThresholdedF1(3, []), r"thresholds: .* got shape \[0\]"),
+        (lambda: ThresholdedF1(3, 0.5), r"thresholds: .* got shape \[\]"),
+        (lambda: ThresholdedF1(3, [0.5, 1.5]), r"thresholds: expected numbers in \[0, 1\], got 1.5"),
+        (lambda: ThresholdedF1(3, [float("nan")]), "thresholds: .* got nan"),
+        (lambda: ThresholdedF1(3, ["high"]), "thresholds: expected numbers"),
+        (lambda: ThresholdedF1(3, [float("inf")], activation="none"), "thresholds: .* got inf"),
+        (lambda: ThresholdedF1(3, activation="softmax"), "activation: .* got 'softmax'"),
+        (lambda: ThresholdedF1(3, label_groups={"head": [True]}), r"label_groups\['head'\]: expected bool \[3\]"),
+        (lambda: ThresholdedF1(3, label_groups={"head": [0, 1, 1]}), r"label_groups\['head'\]: .* torch.int64"),
+        (lambda: ThresholdedF1(3, label_groups={"total": [True, True, False]}), "expected all labels, got 2 of 3"),
+        (lambda: ThresholdedF1(3, label_groups=[1]), "label_groups: expected a mapping .* got list"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": (3, 2)}), r"instance_groups\['some'\]: .* got \(3, 2\)"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": 3}), r"instance_groups\['some'\]: expected \(low, high\)"),
+        (lambda: ThresholdedF1(3, instance_groups=3), "instance_groups: expected a mapping .* got int"),
+        (lambda: ThresholdedF1(3).update(torch.zeros(1, 4), ONE), r"logits: expected \[n, 3\], got shape \[1, 4\]"),
+        (lambda: ThresholdedF1(3).update(torch.zeros(3), ONE), r"logits: .* got shape \[3\]"),
+        (lambda: ThresholdedF1(3).update(ONE.long(), ONE), "logits: .* got torch.int64"),
+        (lambda: ThresholdedF1(3).update(ONE.numpy(), ONE), "logits: .* got ndarray"),
+        (lambda: ThresholdedF1(3).update(ONE, torch.zeros(2, 3)), "targets: expected 1 rows, those of logits, got 2"),
+        (lambda: ThresholdedF1(3).update(ONE, torch.zeros(1, 4)), "targets: expected 3 labels, got 4"),
+        (lambda: ThresholdedF1(3).merge(ThresholdedF1(4)), "other: expected 3 labels, got 4"),
+        (lambda: ThresholdedF1(3).merge(ThresholdedF1(3, [0.5])), "other: expected the thresholds"),
+        (lambda: ThresholdedF1(3).merge(3), "other: expected a ThresholdedF1, got int"),
+        (
+            lambda: ThresholdedF1(3).merge(ThresholdedF1(3, instance_groups={"single": (1, 1)})),
+            r"other: expected the edges of instance groups \[\], got \[1, 2\]",
+        ),
+        (lambda: ThresholdedF1(3).load_state_dict({"counts": 1}), "state: expected what"),
+        (lambda: counted(*problem()).micro("heads"), r"group: expected one of \['total'\], got 'heads'"),
+        (lambda: counted(*problem()).micro(instances="all"), r"instances: expected one of \[\], got 'all'"),
+        (lambda: counted(*problem()).scores(0.405), "threshold: expected one of"),
+        (lambda: predict_labels(ONE, 2), "thresholds: .* got 2"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_the_papers_thresholds():
+    assert [f"{t:.2f}" for t in PAPER_THRESHOLDS] == [f"0.{t}" for t in range(40, 61)]
+    assert float(PAPER_THRESHOLDS[1]) == 0.41
+    with pytest.raises(ValueError, match="read-only"):
+        PAPER_THRESHOLDS[0] = 0.1
+
+
+def test_sklearn_is_not_imported():
+    code = "import sys; import fused_balanced_loss.metrics; sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_as_by_its_own_sigmoid():
+    logits, targets = (part.cuda() for part in problem(500, 2000))
+    f1 = counted(logits, targets, sizes=100)
+    probabilities = torch.sigmoid(logits.float()).cpu().numpy()
+    micro = [f1_score(targets.cpu(), probabilities > t, average="micro", zero_division=0) for t in PAPER_THRESHOLDS]
+    assert f1.micro().tolist() == micro
