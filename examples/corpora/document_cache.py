@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from corpora.corpus import CorpusError
-from filelock import FileLock
 from numpy.typing import NDArray
+
+from corpora.cache import Json, Say, cached
+from corpora.corpus import CorpusError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 VERSION = 1
 BATCH = 1000
 
-Json = dict[str, Any]
 Remarks = Counter[str]
-Say = Callable[[str], None]
 
 
 class Document(NamedTuple):
@@ -78,19 +76,16 @@ def cached_documents(
 
     Raises:
         CorpusError: for files that cannot be read, or without a document.
+        CacheError: where the cache cannot be written.
     """
-    made_of = {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]}
     identity = json.dumps([options, [str(path.resolve()) for path in sources]], sort_keys=True)
-    folder = cache / f"documents-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    # Several processes of one training may ask at once: one parses, the others wait and find.
-    with FileLock(folder.with_suffix(".lock")):
-        reason = _why_not(folder, made_of)
-        if reason:
-            if folder.exists():
-                warn(f"the cache {folder} {reason}; it is rebuilt")
-            _build(folder, made_of, read, say)
-    return _open(folder)
+    return cached(
+        cache / f"documents-{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+        {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]},
+        lambda folder: _write(folder, read, say),
+        _open,
+        warn,
+    )
 
 
 def _stamp(path: Path) -> Json:
@@ -99,39 +94,6 @@ def _stamp(path: Path) -> Json:
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read: {error.strerror}") from error
     return {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _why_not(folder: Path, made_of: Json) -> str | None:
-    """What keeps the cache from being used, or None."""
-    try:
-        found = json.loads((folder / "made_of.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "is not complete"
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        return f"was made by another version ({found.get('version') if isinstance(found, dict) else found})"
-    if found != made_of:
-        return "was made of another state of the file"
-    try:
-        _open(folder)
-    except (OSError, ValueError, KeyError) as error:
-        return f"cannot be read ({error})"
-    return None
-
-
-def _build(folder: Path, made_of: Json, read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
-    """Writes beside ``folder`` and moves at the end, so that a cache is whole or not there."""
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _write(partial, read, say)
-        (partial / "made_of.json").write_text(json.dumps(made_of), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise CorpusError(f"{folder}: the cache cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(folder: Path, read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
@@ -175,13 +137,17 @@ def _open(folder: Path) -> Documents:
     from datasets import Dataset
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    dataset = Dataset.from_file(str(folder / "texts.arrow"))
     with np.load(folder / "labels.npz") as labels:
+        splits = labels["split_names"][labels["split"]]
+        if len(dataset) != len(splits):
+            raise ValueError(f"{len(dataset):,} texts, {len(splits):,} documents")
         return Documents(
-            dataset=Dataset.from_file(str(folder / "texts.arrow")),
+            dataset=dataset,
             crow=labels["crow"].astype(np.int64),
             col=labels["col"].astype(np.int64),
             label_names=meta["label_names"],
-            splits=labels["split_names"][labels["split"]],
+            splits=splits,
             fingerprint=meta["fingerprint"],
             remarks=meta["remarks"],
         )

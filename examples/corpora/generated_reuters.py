@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
 from corpora.corpus import Corpus
 from corpora.reuters import NUM_LABELS, NUM_TEST, NUM_TRAIN, NUM_VALIDATION, Documents, make_reuters
-from numpy.typing import NDArray
 
 NUM_DOCUMENTS = NUM_TRAIN + NUM_TEST
 MIN_DOCUMENTS = 1000

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from corpora.corpus import Corpus, CorpusError, InstanceGroups, PaperCorpus, Split
-from corpora.document_cache import Documents
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from corpora.corpus import Corpus, CorpusError, InstanceGroups, PaperCorpus, Split
+from corpora.document_cache import Documents
 from fused_balanced_loss import SparseTargets
 
 Rows = NDArray[np.int64]

@@ -7,9 +7,9 @@ import socket
 import zipfile
 from collections.abc import Sequence
 
-from corpora.corpus import Corpus, Split, hash_documents
 from sklearn.model_selection import train_test_split
 
+from corpora.corpus import Corpus, Split, hash_documents
 from fused_balanced_loss import SparseTargets
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, NUM_LABELS = 7769, 1000, 3019, 90

@@ -55,27 +55,29 @@ def load_table_files(
         CorpusError: naming file and line, what was expected and what came.
     """
     made_by = {"format": "table", "parts": list(files), **asdict(options)}
-    documents = cached_documents(
-        cache, list(files.values()), made_by, lambda remarks: _read_all(files, options, remarks), say, warn
-    )
+
+    def read(remarks: Remarks) -> Iterator[Document]:
+        for part, path in files.items():
+            yield from _read(part, path, options, remarks)
+
+    documents = cached_documents(cache, list(files.values()), made_by, read, say, warn)
     name = "+".join(path.stem for path in files.values())
     return make_corpus(name, documents, partition, head=head, tail=tail)
 
 
-def _read_all(files: dict[str, Path], options: TableOptions, remarks: Remarks) -> Iterator[Document]:
-    for part, path in files.items():
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                for where, row in _rows(path, file, options):
-                    document = _document(row, part, options, where)
-                    if document.text:
-                        yield document
-                    else:
-                        remarks[NO_TEXT] += 1
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
-        except OSError as error:
-            raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
+def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Iterator[Document]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for where, row in _rows(path, file, options):
+                document = _document(row, part, options, where)
+                if document.text:
+                    yield document
+                else:
+                    remarks[NO_TEXT] += 1
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,68 @@
+"""A trained head over features that are computed once: TF-IDF, a frozen pretrained encoder's, or both."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from corpora.corpus import Corpus
+
+from encoders.encoder import Json, Report
+from encoders.frozen import frozen_features, model_name
+from encoders.head import HeadSettings, Inputs
+from encoders.head_training import train_head
+from encoders.tfidf import TfidfSettings, tfidf_features
+from fused_balanced_loss import LossSpec
+
+
+@dataclass
+class FeatureEncoder:
+    """See :class:`encoders.encoder.Encoder`.
+
+    Args:
+        kind: ``tfidf``, ``frozen`` or ``frozen+tfidf``.
+        model: name or local folder of the frozen encoder.
+        max_length: tokens of a text that the frozen encoder reads.
+        cache: folder of the features.
+    """
+
+    kind: str
+    head: HeadSettings
+    tfidf: TfidfSettings
+    model: str
+    max_length: int
+    cache: Path
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+
+    @cached_property
+    def name(self) -> str:
+        return self.kind if self.kind == "tfidf" else f"{self.kind}:{model_name(self.model)}"
+
+    @property
+    def num_epochs(self) -> int:
+        return self.head.epochs
+
+    @property
+    def settings(self) -> Json:
+        settings: Json = {"training": asdict(self.head)}
+        if "tfidf" in self.kind:
+            settings["tfidf"] = asdict(self.tfidf)
+        if "frozen" in self.kind:
+            settings["max_length"] = self.max_length
+        return settings
+
+    def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
+        def warn(text: str) -> None:
+            print(f"warning: {text}", file=sys.stderr)
+
+        words = tfidf_features(corpus, self.tfidf, self.cache, say, warn) if "tfidf" in self.kind else {}
+        features = (
+            frozen_features(corpus, self.model, self.max_length, self.cache, say, warn) if "frozen" in self.kind else {}
+        )
+        self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
+
+    def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
+        return train_head(corpus, self.inputs, spec, self.head, seed, folder, report)

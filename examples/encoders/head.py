@@ -1,0 +1,95 @@
+"""A network with one hidden layer over sparse words, dense features or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Network and training, the same for every loss."""
+
+    hidden: int = 256
+    dropout: float = 0.5
+    initial_std: float = 0.02
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    epochs: int = 20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sparse features [N, V], dense features [N, D], or both, of the same documents; may lie on disk."""
+
+    words: csr_matrix | None = None
+    features: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return int((self.features if self.words is None else self.words).shape[0])
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Inputs:
+        return Inputs(
+            None if self.words is None else self.words[rows],
+            None if self.features is None else np.ascontiguousarray(self.features[rows]),
+        )
+
+
+class Head(nn.Module):
+    """Logits [n, C]; of the sparse features the hidden layer reads the nonzero ones alone.
+
+    Args:
+        like: the training inputs, whose widths are taken and whose dense features' mean and deviation are brought to 0
+            and 1.
+    """
+
+    def __init__(self, like: Inputs, num_labels: int, settings: HeadSettings) -> None:
+        super().__init__()
+        self.words: nn.EmbeddingBag | None = None
+        self.features: nn.Linear | None = None
+        if like.words is not None:
+            self.words = nn.EmbeddingBag(like.words.shape[1], settings.hidden, mode="sum")
+            # PyTorch's standard deviation of 1 drowns what rare words learn.
+            nn.init.normal_(self.words.weight, std=settings.initial_std)
+        if like.features is not None:
+            mean, std = _moments(like.features)
+            self.register_buffer("mean", mean)
+            self.register_buffer("std", std)
+            self.features = nn.Linear(like.features.shape[1], settings.hidden, bias=False)
+            nn.init.normal_(self.features.weight, std=settings.initial_std)
+        self.bias = nn.Parameter(torch.zeros(settings.hidden))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.output = nn.Linear(settings.hidden, num_labels)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        device = self.bias.device
+        hidden = self.bias
+        if self.words is not None:
+            words = inputs.words
+            columns, offsets, values = (
+                torch.from_numpy(array).to(device) for array in (words.indices, words.indptr[:-1], words.data)
+            )
+            hidden = hidden + self.words(columns, offsets, per_sample_weights=values)
+        if self.features is not None:
+            features = torch.from_numpy(inputs.features).to(device)
+            hidden = hidden + self.features((features - self.mean) / self.std)
+        logits: Tensor = self.output(self.dropout(torch.relu(hidden)))
+        return logits
+
+
+def _moments(features: NDArray[np.float32], block: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation by column; reads the rows in blocks."""
+    total, squares = np.zeros((2, features.shape[1]))
+    for start in range(0, len(features), block):
+        rows = features[start : start + block].astype(np.float64)
+        total += rows.sum(0)
+        squares += (rows**2).sum(0)
+    mean = total / len(features)
+    std = np.sqrt(np.maximum(squares / len(features) - mean**2, 1e-12))
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

@@ -1,0 +1,183 @@
+"""Training of a head with one of the losses, from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpora.corpus import Corpus
+from torch import Tensor
+
+from encoders.encoder import Json, Report
+from encoders.head import Head, HeadSettings, Inputs
+from encoders.scoring import score_test, score_validation
+from fused_balanced_loss import BalancedLoss, LossSpec
+
+CHECKPOINT = "checkpoint.pt"
+# Runs of seconds are sooner done again than saved after every epoch.
+CHECKPOINT_SECONDS = 30.0
+PREDICTION_BATCH = 512
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Share of the peak learning rate: rises over the first tenth of the steps, then falls by half a cosine to 0."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def train_head(
+    corpus: Corpus,
+    inputs: dict[str, Inputs],
+    spec: LossSpec,
+    settings: HeadSettings,
+    seed: int,
+    folder: Path,
+    report: Report,
+) -> Json:
+    """Trains for all epochs and scores the one with the best validation micro-F1.
+
+    Goes on from the checkpoint in ``folder``, where there is one.
+    """
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    run = _Run(corpus, inputs, spec, settings, device)
+    run.resume(folder / CHECKPOINT)
+    for epoch in run.epochs:
+        report(epoch)
+    before, saved = run.seconds, start
+    while len(run.epochs) < settings.epochs:
+        loss = run.train_epoch()
+        validation = score_validation(corpus, run.predict("validation"))
+        run.seconds = before + time.perf_counter() - start
+        run.epochs.append(
+            {
+                "number": len(run.epochs) + 1,
+                "loss": loss,
+                "micro_f1": validation.micro_f1,
+                "threshold": validation.threshold,
+                "seconds": run.seconds,
+            }
+        )
+        if run.best is None or validation.micro_f1 > run.best["micro_f1"]:
+            weights = {name: value.clone() for name, value in run.head.state_dict().items()}
+            run.best = {**run.epochs[-1], "validation": validation.scores, "weights": weights}
+        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            run.save(folder / CHECKPOINT)
+            saved = time.perf_counter()
+        report(run.epochs[-1])
+    assert run.best is not None
+    run.head.load_state_dict(run.best["weights"])
+    return {
+        "best_epoch": run.best["number"],
+        "threshold": run.best["threshold"],
+        "validation": run.best["validation"],
+        **score_test(corpus, run.predict("test"), run.best["threshold"]),
+        "seconds": before + time.perf_counter() - start,
+        "peak_memory_bytes": peak_memory(device),
+    }
+
+
+@dataclass
+class _Run:
+    """All that a checkpoint holds, and what makes it change."""
+
+    corpus: Corpus
+    inputs: dict[str, Inputs]
+    spec: LossSpec
+    settings: HeadSettings
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        settings, train = self.settings, self.inputs["train"]
+        self.head = Head(train, self.corpus.num_labels, settings).to(self.device)
+        self.loss = BalancedLoss(self.spec, self.corpus.statistics).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        steps = settings.epochs * -(-len(train) // settings.batch_size)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_share(step, steps))
+        self.epochs: list[Json] = []
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+
+    def train_epoch(self) -> float:
+        """One pass in random order; the mean loss of its batches."""
+        self.head.train()
+        inputs, targets = self.inputs["train"], self.corpus.train.targets
+        batches = torch.split(torch.randperm(len(inputs)), self.settings.batch_size)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            logits = self.head(inputs[batch.numpy()])
+            value = self.loss(logits, targets[batch].to(self.device))
+            self.optimizer.zero_grad()
+            value.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += value.detach()
+        return float(total) / len(batches)
+
+    @torch.inference_mode()
+    def predict(self, part: str) -> Iterator[Tensor]:
+        """Batches of logits [n, C], in order."""
+        self.head.eval()
+        inputs = self.inputs[part]
+        for start in range(0, len(inputs), PREDICTION_BATCH):
+            yield self.head(inputs[start : start + PREDICTION_BATCH])
+
+    def save(self, path: Path) -> None:
+        """Replaces the checkpoint as a whole; a full disk costs the checkpoint, not the run."""
+        temporary = path.with_suffix(".partial")
+        state = {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "epochs": self.epochs,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            print(f"\nwarning: no checkpoint could be saved: {error}", file=sys.stderr)
+
+    def resume(self, path: Path) -> None:
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            torch.set_rng_state(state["random"].cpu())
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+            self.epochs, self.best, self.seconds = state["epochs"], state["best"], state["seconds"]
+        except Exception as error:
+            # Whatever a broken file raises; half of its state may have been taken over.
+            print(f"\nwarning: {path} cannot be read ({error}); the run begins anew", file=sys.stderr)
+            self.__post_init__()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocations in this run, or of the process so far where the device is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
