@@ -1,0 +1,1 @@
+"""Tables and figures of the paper from records of runs."""
