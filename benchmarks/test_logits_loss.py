@@ -95,8 +95,8 @@ def test_ratio_to_the_eager_formula(benchmark, shape, form):
         f"\n{shape[0]} x {shape[1]:,} {form}: eager {stats.median(times['eager']) * 1e3:.3f} ms, "
         f"ours {stats.median(times['ours']) * 1e3:.3f} ms, ratio {ratio:.1f}"
     )
-    # Far below what was measured: against a path that is lost, not against noise.
-    assert ratio >= (0.5 if shape[1] < 1000 else 4.0)
+    # On a small batch ten percent are noise.
+    assert ratio >= (0.9 if shape[1] < 1000 else 10.0)
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the allocator of the GPU is asked elsewhere")
@@ -106,8 +106,7 @@ def test_peak_memory_is_one_more_logits_sized_buffer(form):
     logits_bytes = 32 * 18_211 * 4
     peaks = {name: peak_bytes(step) / logits_bytes for name, step in (("eager", eager), ("ours", ours))}
     print(f"\n{form}: peak beyond logits and targets, in sizes of the logits: {peaks}")
-    # The gradient; for label ids also a byte an element.
-    assert peaks["ours"] < (1.3 if form == "csr" else 1.05)
+    assert peaks["ours"] < 1.05
 
 
 def peak_bytes(step):

@@ -98,7 +98,9 @@ def balanced_loss(
             divides by N * C. Not differentiated.
         label_mask: bool [C] or the shape of the logits; False leaves an element out of loss, gradient and mean. The
             weights still take all targets into account.
-        impl: ``"auto"`` chooses by device and size. ``"triton"``: custom kernels, for GPUs. ``"compile"``: closed form
+        impl: ``"auto"`` chooses by device and size: Triton kernels on GPUs; on CPUs a C++ kernel (float32 and half
+            precision, gamma 0, 1 or 2, no label mask, no margin), torch.compile for what that does not know, and few
+            uncompiled operators for small inputs. ``"triton"``: custom kernels, for GPUs. ``"compile"``: closed form
             under torch.compile. ``"reference"``: the equations read literally.
         gradient: ``"forward"`` makes the gradient in the pass that computes the loss, and keeps it; ``"backward"``
             reads the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, no
@@ -122,7 +124,7 @@ def balanced_loss(
     if gradient == "in_place":
         _check_writable(logits)
     shape, num_labels = logits.shape, logits.shape[-1]
-    flat = logits.reshape(-1, num_labels)
+    flat = logits if logits.dim() == 2 else logits.reshape(-1, num_labels)
     if flat.stride(1) != 1 and num_labels > 1:
         flat = flat.contiguous()
     targets = _flat_targets(targets, logits, flat)

@@ -59,9 +59,9 @@ static inline void store_logits(Logit* to, V x) {
 static inline V at_most(V x, V bound) { return bound < x ? bound : x; }
 static inline V at_least(V x, V bound) { return bound > x ? bound : x; }
 
-// exp(x) for x <= 88 to 1.1e-7; 0 from -88.03 down.
-static inline V exponential(V x) {
-    x = at_least(x, fill(-88.029691f));
+// exp(x) for x <= 88 to 1.1e-7. With TO_ZERO it is 0 from -88.03 down, else 1e-38 or less from -87.33 down.
+template <bool TO_ZERO> static inline V exponential(V x) {
+    x = at_least(x, fill(TO_ZERO ? -88.029691f : -87.3f));
     // The sum's last bits hold the nearest integer.
     V shifted = x * 1.44269504f + 12582912.0f;
     V n = shifted - 12582912.0f;
@@ -69,6 +69,8 @@ static inline V exponential(V x) {
     V square = f * f;
     V even = ((0.0013836742145940661f * square + 0.041668232530355453f) * square + 0.49999991059303284f) * square + 1.0f;
     V odd = (0.008374898694455624f * square + 0.16666419804096222f) * square + 1.0f;
+    // Into the exponent's bits; they cannot take the step to zero.
+    if (!TO_ZERO) return (V)((I)(even + odd * f) + ((I)shifted << 23));
     return (even + odd * f) * (V)(((I)shifted << 23) + (127 << 23));
 }
 
@@ -101,11 +103,11 @@ static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I po
     V d = BIAS ? z - bias : z;
     V u = d * s.lam;
     if (MIXED) u = positive ? -d : u;
-    V e = exponential(at_most(u, fill(BOUND)));
+    V e = exponential<true>(at_most(u, fill(BOUND)));
     V e1 = 1.0f + e;
     V p, weight;
     if (REBALANCED) {
-        V f1 = 1.0f + exponential(s.beta * s.mu - rate * inverse_frequency);
+        V f1 = 1.0f + exponential<false>(s.beta * s.mu - rate * inverse_frequency);
         V both = 1.0f / (e1 * f1);  // one division for the two sigmoids
         p = both * f1;
         weight = s.alpha + both * e1;
@@ -213,18 +215,22 @@ typedef float Target;
 typedef uint8_t Target;
 #endif
 
+constexpr int64_t STRIDE = 64;
+
+struct Words {
+    uint64_t at[STRIDE * sizeof(Target) / sizeof(uint64_t)];
+};
+
 // Appends the columns of a dense row in [first, last) that are not 0; false where one of them is not 1.
 static bool find_labels(const Target* targets, int64_t first, int64_t last, std::vector<int64_t>& found) {
     bool valid = true;
-    constexpr int64_t STRIDE = 64;
     for (int64_t start = first; start < last; start += STRIDE) {
         int64_t stop = start + STRIDE < last ? start + STRIDE : last;
-        int any = 0;
-        if (stop - start == STRIDE)
-            for (int64_t i = 0; i < STRIDE; ++i) any |= targets[start + i] != 0;
-        else
-            any = 1;
-        if (!any) continue;
+        if (stop - start == STRIDE) {
+            uint64_t any = 0;
+            for (uint64_t word : load<Words>(targets + start).at) any |= word;
+            if (!any) continue;
+        }
         for (int64_t i = start; i < stop; ++i)
             if (targets[i] != 0) {
                 found.push_back(i);

@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype, sparse_row_sum
+from ..terms import Problem, compute_dtype
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
-    loss, _ = _elements(problem, gradient=False)
-    return loss if reduction == "none" else loss.sum() * scale
+    w, nll, _ = _factors(problem, 1.0 if reduction == "none" else scale, slope=False)
+    loss = nll.mul_(w)
+    return loss if reduction == "none" else loss.sum()
 
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
-    _, dz = _elements(problem, value=False)
-    return (dz * (upstream.to(dz.dtype) * scale)).to(problem.logits.dtype)
+    w, _, slope = _factors(problem, scale)
+    return slope.mul_(w).mul_(upstream).to(problem.logits.dtype)
 
 
 def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
-    loss, dz = _elements(problem)
-    total = loss.sum() * scale
-    dz = dz.mul_(scale)
+    w, nll, slope = _factors(problem, scale)
+    total, dz = nll.mul_(w).sum(), slope.mul_(w)
     return total, dz.to(problem.logits.dtype) if out is None else out.copy_(dz)
 
 
@@ -38,68 +38,73 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
         gradient.mul_(upstream)
 
 
-def _elements(problem: Problem, *, value: bool = True, gradient: bool = True) -> tuple[Tensor, Tensor]:
-    """Loss and its derivative by the logit, [N, C] each; empty where not asked for."""
+def _factors(problem: Problem, scale: float, *, slope: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Three tensors [N, C]: the loss, times ``scale``, is the first times the second, its derivative by the logit the
+    first times the third (empty where not asked for)."""
     spec, terms, targets = problem.spec, problem.terms, problem.targets
-    dtype = compute_dtype(problem.logits.dtype)
-    row_sum = None
+    dtype, device = compute_dtype(problem.logits.dtype), problem.logits.device
     if isinstance(targets, SparseTargets):
-        if terms.inverse_frequency is not None:
-            row_sum = sparse_row_sum(targets, terms.inverse_frequency)
         targets = targets.to_dense(torch.bool)
     y = targets if targets.dtype == torch.bool else targets != 0
-    d = problem.logits.detach().to(dtype)
+    d = problem.logits.to(dtype)
     if terms.bias is not None:
         d = d - terms.bias
-    t = torch.where(y, d, d * -spec.lam)
+    # Minus the derivative of t by the logit.
+    sign = _either(y, -1.0, spec.lam, dtype)
+    u = d * sign
     if targets.dtype != torch.bool:
-        t = torch.where(targets == y, t, math.nan)
-    p, q = torch.sigmoid(t), torch.sigmoid(-t)
-    log_p = torch.nn.functional.logsigmoid(t)
+        u = torch.where(targets == y, u, math.nan)
+    q = torch.sigmoid(u)
+    nll = torch.nn.functional.softplus(u, threshold=_LINEAR_FROM[dtype])
 
-    w: Tensor | None = None
+    factor = _either(y, scale * spec.positive_factor, scale * spec.negative_factor / spec.lam, dtype)
     if terms.inverse_frequency is not None:
-        if row_sum is None:
-            # Not a matrix product: its threads cost more than they do here.
-            row_sum = (y * terms.inverse_frequency).sum(1)
-        rate = (spec.beta / row_sum)[:, None]
-        w = torch.sigmoid(rate * terms.inverse_frequency - spec.beta * spec.mu).add_(spec.alpha)
-    for factor in (terms.weight, None if problem.row_weight is None else problem.row_weight[:, None]):
-        if factor is not None:
-            w = factor if w is None else w * factor
+        # Not a matrix product: its threads cost more than they do here.
+        row_sum = (y * terms.inverse_frequency).sum(1, keepdim=True)
+        start = torch.full((), -spec.beta * spec.mu, dtype=dtype, device=device)
+        w = torch.addcdiv(start, terms.inverse_frequency, row_sum, value=spec.beta)
+        w = w.sigmoid_().add_(spec.alpha).mul_(factor)
+    elif isinstance(factor, Tensor):
+        w = factor
+    else:
+        w = torch.full_like(q, factor)
+    for each in (terms.weight, None if problem.row_weight is None else problem.row_weight[:, None]):
+        if each is not None:
+            w = w.mul_(each)
 
     gamma, gamma_negative = spec.gammas
-    modulation = power(q, gamma)
-    slope = q
-    if gamma == gamma_negative:
-        if gamma:
-            # p = 0 where log_p is infinite.
-            slope = torch.addcmul(q, p, log_p.clamp(min=-1e4), value=-gamma)
-    else:
-        gammas = torch.as_tensor(_either(y, gamma, gamma_negative, dtype))
-        modulation = q.pow(gammas)
-        slope = q - gammas * p * log_p.clamp(min=-1e4)
+    gammas = _either(y, gamma, gamma_negative, dtype)
+    modulation = power(q, gammas) if isinstance(gammas, float) else q.pow(gammas)
+    derivative = q.new_empty(0)
+    if slope:
+        derivative = q
+        if gamma or gamma_negative:
+            # p = 0 where nll is infinite.
+            part = torch.sigmoid(-u).mul_(nll.clamp(max=1e4))
+            derivative = torch.addcmul(q, part, gammas) if isinstance(gammas, Tensor) else q.add(part, alpha=gammas)
     if spec.probability_margin:
         shifted = (q - spec.probability_margin).clamp(min=0)
-        log_shifted = torch.log1p(-shifted)
-        ratio = torch.where(shifted > 0, -log_shifted / shifted, 1.0)
-        slope_shifted = (gamma_negative * ratio + 1 / (1 - shifted)) * p * q
-        slope = torch.where(y, slope, torch.where(shifted > 0, slope_shifted, 0.0))
+        nll_shifted = -torch.log1p(-shifted)
         modulation = torch.where(y, q.pow(gamma), shifted.pow(gamma_negative))
-        log_p = torch.where(y, log_p, log_shifted)
+        nll = torch.where(y, nll, nll_shifted)
+        if slope:
+            ratio = torch.where(shifted > 0, nll_shifted / shifted, 1.0)
+            slope_shifted = (gamma_negative * ratio + 1 / (1 - shifted)) * torch.sigmoid(-u) * q
+            derivative = torch.where(y, derivative, torch.where(shifted > 0, slope_shifted, 0.0))
     if modulation is not None:
-        w = modulation if w is None else w * modulation
-
-    loss = dz = problem.logits.new_empty(0)
-    if value:
-        loss = log_p * _either(y, -spec.positive_factor, -spec.negative_factor / spec.lam, dtype)
-        loss = loss if w is None else loss * w
-    if gradient:
-        dz = slope * _either(y, -spec.positive_factor, spec.negative_factor, dtype)
-        dz = dz if w is None else dz * w
+        w = w.mul_(modulation)
+    if slope:
+        derivative = derivative * sign
     if problem.label_mask is not None:
-        loss, dz = (part if part.numel() == 0 else torch.where(problem.label_mask, part, 0.0) for part in (loss, dz))
-    return loss, dz
+        # Not by the factor alone: zero times an infinite loss is NaN.
+        nll, derivative = (
+            part if part.numel() == 0 else torch.where(problem.label_mask, part, 0.0) for part in (nll, derivative)
+        )
+    return w, nll, derivative
+
+
+# Where log(1 + exp(u)) is u; the exponential must not overflow before.
+_LINEAR_FROM = {torch.float32: 80.0, torch.float64: 700.0}
 
 
 def power(q: Tensor, gamma: float) -> Tensor | None:
