@@ -1,42 +1,40 @@
-"""Command line of reproduce_reuters.py."""
+"""Options that all commands of the experiments share."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from generated_corpus import MIN_DOCUMENTS, NUM_DOCUMENTS
-from tfidf_network import TrainingSettings
+from argument_types import integer, number
+from encoders.choice import add_encoder_options, make_encoder
+from encoders.encoder import Encoder
+from encoders.head import HeadSettings
+from experiment import Plan
 
-from fused_balanced_loss.spec import CONVENTIONS, PAPER_LOSSES, Convention
+from fused_balanced_loss.spec import CONVENTIONS, PAPER_LOSSES
 
 METHODS = ("SVM", *PAPER_LOSSES)
 
 
 @dataclass(frozen=True)
 class Options:
-    methods: tuple[str, ...]
-    seeds: int
-    convention: Convention
-    training: TrainingSettings
+    """What the shared options say; ``own`` has those of the one command."""
+
+    plan: Plan
+    encoder: Encoder
     output: Path
+    cache: Path
     threads: int
-    generated: bool
-    documents: int
+    own: argparse.Namespace
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Exits with code 2 and a message for what it cannot take."""
-    default = TrainingSettings()
+def make_parser(description: str, output: Path) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Trains a small network over TF-IDF features of Reuters-21578 with each of the eight losses of "
-        "Huang et al. (EMNLP 2021), and an SVM, and prints the paper's Table 2 with our figures and the paper's. "
-        "Reuters comes from NLTK (set NLTK_DATA where it lies elsewhere); without it the figures are on generated "
-        "data. A run that was interrupted goes on where it stopped.",
+        description=f"{description} A run that was interrupted goes on where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
@@ -47,87 +45,62 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         metavar="NAME",
         help=f"some of {', '.join(METHODS)} (default: all)",
     )
-    parser.add_argument("--seeds", type=_integer(1), default=1, help="runs of each loss, with seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=integer(1), default=1, help="runs of each loss, with seeds 0, 1, ...")
     parser.add_argument(
         "--convention",
         choices=CONVENTIONS,
         default="paper",
-        help="the paper's equations, or the constant factors of the published experiments",
-    )
-    parser.add_argument("--epochs", type=_integer(1), default=default.epochs, help="passes over the training documents")
-    parser.add_argument("--batch-size", type=_integer(1), default=default.batch_size, help="documents a step")
-    parser.add_argument("--learning-rate", type=_number(0, math.inf), default=default.learning_rate, help="its peak")
-    parser.add_argument(
-        "--weight-decay", type=_number(0, math.inf, closed=True), default=default.weight_decay, help="AdamW's"
-    )
-    parser.add_argument("--hidden", type=_integer(1), default=default.hidden, help="units of the hidden layer")
-    parser.add_argument(
-        "--dropout", type=_number(0, 1, closed=True), default=default.dropout, help="of the hidden layer"
+        help="the paper's equations, or the constant factors of the published experiments (see PROTOCOL.md)",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/reuters"), help="folder for table, picture and records"
+        "--mu",
+        type=number(0, math.inf, closed=True),
+        default=argparse.SUPPRESS,
+        help="midpoint of the rebalanced weights (default: the paper's for its corpora, else the one that the "
+        "training documents suggest)",
+    )
+    add_encoder_options(parser)
+    parser.add_argument("--output", type=Path, default=output, help="folder for records, tables and pictures")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/cache"), help="folder for parsed documents, tokens and features"
     )
     parser.add_argument(
         "--threads",
-        type=_integer(1),
+        type=integer(1),
         default=1,
-        help="CPU threads; more do not pay at this size, and stall where the cores are shared",
+        help="CPU threads, and processes of the SVM; more do not pay on Reuters, and stall where the cores are shared",
     )
-    parser.add_argument("--generated", action="store_true", help="use the generated corpus even where Reuters is there")
-    parser.add_argument(
-        "--documents", type=_integer(MIN_DOCUMENTS), default=NUM_DOCUMENTS, help="size of the generated corpus"
-    )
+    return parser
+
+
+def parse_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, heads: dict[str, HeadSettings]
+) -> Options:
+    """Exits with code 2 and a message for what it cannot take.
+
+    heads: default settings of the head by kind of encoder.
+    """
     options = parser.parse_args(arguments)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --output: cannot make the folder {options.output}: {error.strerror}")
-    if not os.access(options.output, os.W_OK):
-        parser.error(f"argument --output: cannot write to the folder {options.output}")
+    for name in ("output", "cache"):
+        folder: Path = getattr(options, name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"argument --{name}: cannot make the folder {folder}: {error.strerror}")
+        if not os.access(folder, os.W_OK):
+            parser.error(f"argument --{name}: cannot write to the folder {folder}")
     chosen = getattr(options, "losses", METHODS)
     return Options(
-        methods=tuple(method for method in METHODS if method in chosen),
-        seeds=options.seeds,
-        convention=options.convention,
-        training=TrainingSettings(
-            hidden=options.hidden,
-            dropout=options.dropout,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            batch_size=options.batch_size,
-            epochs=options.epochs,
+        plan=Plan(
+            methods=tuple(method for method in METHODS if method in chosen),
+            seeds=options.seeds,
+            convention=options.convention,
+            mu=getattr(options, "mu", None),
+            jobs=options.threads,
         ),
+        encoder=make_encoder(parser, options, heads),
         output=options.output,
+        cache=options.cache,
         threads=options.threads,
-        generated=options.generated,
-        documents=options.documents,
+        own=options,
     )
-
-
-def _integer(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {least}, got {text!r}")
-        return value
-
-    return parse
-
-
-def _number(low: float, high: float, *, closed: bool = False) -> Callable[[str], float]:
-    """A number below ``high`` and above ``low``, or at ``low`` where ``closed``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (low < value < high or (closed and value == low)):
-            bounds = f"{'[' if closed else '('}{low:g}, {high:g})"
-            raise argparse.ArgumentTypeError(f"expected a number in {bounds}, got {text!r}")
-        return value
-
-    return parse

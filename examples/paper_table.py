@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation import GROUPS, Scores
+from records import GROUPS, Scores
 
 # Micro- and macro-F1 in percent: total, head, medium, tail.
 _TABLE_2 = {

@@ -1,4 +1,4 @@
-"""Results kept one JSON file each, so that an interrupted run goes on where it stopped."""
+"""Results kept one JSON file each, written as they come, so that an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation import GROUPS, KINDS
+import numpy as np
+from atomic_file import atomic_file
+
+from fused_balanced_loss import SparseTargets
 
 Json = dict[str, Any]
+Scores = dict[str, dict[str, float]]
+GROUPS = ("total", "head", "medium", "tail")
+KINDS = ("micro", "macro")
+RUNNING, DONE = "running", "done"
+RESERVE_BYTES = 1 << 20
+
+
+class RecordError(Exception):
+    """A record cannot be written; the message says where, why, and what became of the result."""
 
 
 def fingerprint(settings: Json) -> str:
     """Hash of all settings, whatever their order."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Whoever reads ``path`` finds the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class RecordStore:
     folder: Path
     warn: Callable[[str], None]
 
+    def stem(self, settings: Json) -> str:
+        return f"{settings['method']}-seed{settings['seed']}-{fingerprint(settings)}"
+
     def path(self, settings: Json) -> Path:
-        return self.folder / f"{settings['method']}-seed{settings['seed']}-{fingerprint(settings)}.json"
+        return self.folder / f"{self.stem(settings)}.json"
 
     def load(self, settings: Json) -> Json | None:
-        """The result for exactly these settings, or None where there is none that can be read."""
+        """The record of exactly these settings, or None where there is none that is done and can be read."""
         path = self.path(settings)
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -53,20 +58,81 @@ class RecordStore:
         except (OSError, ValueError) as error:
             self.warn(f"{path} cannot be read ({error}); redoing it")
             return None
+        if isinstance(record, dict) and record.get("settings") == settings and record.get("status") == RUNNING:
+            return None
         if not isinstance(record, dict) or record.get("settings") != settings or not _is_result(record.get("result")):
             self.warn(f"{path} is not a record of this run; redoing it")
             return None
-        result: Json = record["result"]
-        return result
+        return record
 
-    def save(self, settings: Json, result: Json, versions: Json) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        record = {"settings": settings, "versions": versions, "result": result}
-        write_atomically(self.path(settings), json.dumps(record, indent=1) + "\n")
+    def open(self) -> None:
+        """Makes the folder, and in it a reserve of space for the record of a run that ends on a full disk.
+
+        Raises:
+            RecordError: where it cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self._reserve.exists():
+                with atomic_file(self._reserve) as path:
+                    path.write_bytes(os.urandom(RESERVE_BYTES))
+        except OSError as error:
+            raise RecordError(f"{self.folder}: cannot be written to: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        self._reserve.unlink(missing_ok=True)
+
+    def save_running(self, settings: Json, versions: Json, epochs: list[Json]) -> None:
+        """Says how far a run is; a disk that has no room for it costs nothing but this."""
+        try:
+            self._write(settings, {"versions": versions, "status": RUNNING, "epochs": epochs})
+        except OSError as error:
+            self.warn(f"{self.path(settings)} cannot be written yet: {error.strerror or error}")
+
+    def save_done(self, settings: Json, versions: Json, epochs: list[Json], result: Json) -> None:
+        """Writes the predictions, then the record, on a full disk the record alone.
+
+        Raises:
+            RecordError: where something could not be written, after all that could be was.
+        """
+        result = dict(result)
+        predictions: SparseTargets = result.pop("predictions")
+        failed = None
+        result["predictions"] = f"{self.stem(settings)}.npz"
+        try:
+            with atomic_file(self.folder / result["predictions"]) as path:
+                np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
+        except OSError as error:
+            failed, result["predictions"] = error, None
+            self._reserve.unlink(missing_ok=True)
+        record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
+        try:
+            self._write(settings, record)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+            try:
+                self._write(settings, record)
+            except OSError as error:
+                raise RecordError(
+                    f"{self.path(settings)} cannot be written: {error.strerror or error}; what it would hold:\n"
+                    + json.dumps({"settings": settings, **record})
+                ) from error
+        if failed is not None:
+            raise RecordError(
+                f"{self.folder}: {failed.strerror or failed}; the result is recorded, its predictions are not"
+            ) from failed
+
+    @property
+    def _reserve(self) -> Path:
+        return self.folder / ".reserve.bin"
+
+    def _write(self, settings: Json, record: Json) -> None:
+        with atomic_file(self.path(settings)) as path:
+            path.write_text(json.dumps({"settings": settings, **record}, indent=1) + "\n", encoding="utf-8")
 
 
 def _is_result(result: Any) -> bool:
-    """Whether the table can be made from it: micro- and macro-F1 by group on validation and test."""
+    """Whether the tables can be made from it: micro- and macro-F1 by group on validation and test."""
     return isinstance(result, dict) and all(_are_scores(result.get(part)) for part in ("validation", "test"))
 
 

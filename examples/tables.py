@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation import GROUPS, KINDS, Scores
 from paper_table import PAPER_SCORES
+from records import GROUPS, KINDS, Scores
 
 
 @dataclass(frozen=True)

@@ -52,12 +52,17 @@ def make_reuters(
     """Corpus with ``size`` of the training documents, texts and label ids, held out by the published split."""
     num_labels = len(label_names)
     parts = train_test_split(*train, test_size=size, random_state=VALIDATION_SEED)
-    splits = ((parts[0], parts[2]), (parts[1], parts[3]), test)
+    documents = ((parts[0], parts[2]), (parts[1], parts[3]), test)
+    train_part, validation_part, test_part = (
+        Split(texts, SparseTargets.from_lists(ids, num_labels)) for texts, ids in documents
+    )
     return Corpus(
         name,
         label_names,
-        *(Split(texts, SparseTargets.from_lists(ids, num_labels)) for texts, ids in splits),
-        fingerprint=hash_documents(label_names, (row for split in splits for row in zip(*split, strict=True))),
+        train_part,
+        validation_part,
+        test_part,
+        fingerprint=hash_documents(label_names, (row for part in documents for row in zip(*part, strict=True))),
         head=HEAD,
         tail=TAIL,
         instance_groups=INSTANCE_GROUPS,

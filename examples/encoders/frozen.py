@@ -57,7 +57,7 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
     def build(folder: Path) -> None:
         encoder, tokenizer = _load_model(model)
         for part, split in corpus.splits.items():
-            _write(folder / part, split.texts, encoder, tokenizer, max_length, lambda text, part=part: say(part + text))
+            _write(folder / part, split.texts, encoder, tokenizer, max_length, say)
 
     def load(folder: Path) -> DenseFeatures:
         features = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in corpus.splits}
@@ -101,7 +101,7 @@ def _write(path: Path, texts: Sequence[str], encoder: Any, tokenizer: Any, max_l
         if (number + 1) % NOTE == 0 or number + 1 == len(batches):
             features.flush()
             note.write_text(str(number + 1))
-            say(f": features of {sum(map(len, batches[: number + 1])):,} of {len(texts):,} documents")
+            say(f"features of {sum(map(len, batches[: number + 1])):,} of {len(texts):,} {path.name} documents")
 
 
 @torch.inference_mode()

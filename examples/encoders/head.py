@@ -32,7 +32,8 @@ class Inputs:
     features: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
-        return int((self.features if self.words is None else self.words).shape[0])
+        present = self.words if self.features is None else self.features
+        return int(present.shape[0]) if present is not None else 0
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Inputs:
         return Inputs(
@@ -48,6 +49,9 @@ class Head(nn.Module):
         like: the training inputs, whose widths are taken and whose dense features' mean and deviation are brought to 0
             and 1.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, like: Inputs, num_labels: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -70,13 +74,13 @@ class Head(nn.Module):
     def forward(self, inputs: Inputs) -> Tensor:
         device = self.bias.device
         hidden = self.bias
-        if self.words is not None:
-            words = inputs.words
+        words = inputs.words
+        if self.words is not None and words is not None:
             columns, offsets, values = (
                 torch.from_numpy(array).to(device) for array in (words.indices, words.indptr[:-1], words.data)
             )
             hidden = hidden + self.words(columns, offsets, per_sample_weights=values)
-        if self.features is not None:
+        if self.features is not None and inputs.features is not None:
             features = torch.from_numpy(inputs.features).to(device)
             hidden = hidden + self.features((features - self.mean) / self.std)
         logits: Tensor = self.output(self.dropout(torch.relu(hidden)))

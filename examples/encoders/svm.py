@@ -46,7 +46,7 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, s
     headline: Json = {}
     variants: Json = {}
     for name, weight in (("SVM", "balanced"), ("SVM, unweighted", None)):
-        decisions = _decisions(corpus, features, weight, folder, jobs, lambda text, name=name: say(f"{name}{text}"))
+        decisions = _decisions(corpus, features, weight, folder, jobs, say)
         validation, test = decisions[: len(corpus.validation)], decisions[len(corpus.validation) :]
         for shifts in ([0.0], SHIFTS):
             chosen = score_validation(corpus, _batches(validation), shifts, "none")
@@ -80,7 +80,7 @@ def _decisions(
     carriers = csc_array(corpus.train.targets.to_scipy())
     done = int(note.read_text()) if note.exists() and file.exists() else 0
     shape = (rest.shape[0], corpus.num_labels)
-    decisions: Decisions = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape)
+    decisions = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape)
     with Parallel(n_jobs=jobs) as parallel:
         for first in range(done, corpus.num_labels, BLOCK):
             block = range(first, min(first + BLOCK, corpus.num_labels))
@@ -89,7 +89,7 @@ def _decisions(
             decisions[:, block.start : block.stop] = np.column_stack(columns)
             decisions.flush()
             note.write_text(str(block.stop))
-            say(f": {block.stop:,} of {corpus.num_labels:,} labels")
+            say(f"{weight or 'unweighted'}: {block.stop:,} of {corpus.num_labels:,} labels")
     return decisions
 
 

@@ -52,7 +52,7 @@ def tfidf_features(corpus: Corpus, settings: TfidfSettings, cache: Path, say: Sa
         vectorizer = fit_vectorizer(corpus.train.texts, settings, say)
         (folder / "num_words").write_text(str(len(vectorizer.vocabulary_)))
         for part, split in corpus.splits.items():
-            _write(folder / part, split.texts, vectorizer, lambda done, part=part: say(f"TF-IDF of {part}: {done:,}"))
+            _write(folder / part, split.texts, vectorizer, say)
 
     def load(folder: Path) -> SparseFeatures:
         num_words = int((folder / "num_words").read_text())
@@ -79,7 +79,7 @@ def fit_vectorizer(texts: Sequence[str], settings: TfidfSettings, say: Say) -> T
     return vectorizer
 
 
-def _write(folder: Path, texts: Iterable[str], vectorizer: TfidfVectorizer, done: Any) -> None:
+def _write(folder: Path, texts: Iterable[str], vectorizer: TfidfVectorizer, say: Say) -> None:
     folder.mkdir()
     rest, number = iter(texts), 0
     with (
@@ -94,7 +94,7 @@ def _write(folder: Path, texts: Iterable[str], vectorizer: TfidfVectorizer, done
             ):
                 file.write(array.astype(dtype).tobytes())
             number += len(batch)
-            done(number)
+            say(f"TF-IDF of {number:,} {folder.name} documents")
 
 
 def _read(folder: Path, num_rows: int, num_words: int) -> csr_matrix:
