@@ -1,0 +1,167 @@
+"""The losses in transformers' Trainer, without a subclass of it::
+
+    trainer = Trainer(
+        model,
+        TrainingArguments(..., batch_eval_metrics=True),
+        compute_loss_func=compute_loss_func(DistributionBalancedLoss(statistics)),
+        data_collator=DataCollatorForMultiLabel(tokenizer, num_labels),
+        compute_metrics=compute_metrics(ThresholdedF1(num_labels)),
+    )
+
+Each sample has its label ids under ``labels``. Gradient accumulation, DataParallel and torchrun need nothing
+further; ``label_smoothing_factor`` stays 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+
+from ..metrics import TOTAL, ThresholdedF1
+from ..targets import SparseTargets, SparseTargetsCollator
+
+IGNORED = -100
+
+
+class PaddedLabelIds(dict[str, Tensor]):
+    """Label ids of n samples as a mapping of tensors, which Trainer moves, pads and gathers like any other.
+
+    ``label_ids``: int64 [n, K], ascending, then -100; K is at least 1. ``num_labels``: int64 [n], C in every row.
+    """
+
+    @classmethod
+    def from_targets(cls, targets: SparseTargets) -> PaddedLabelIds:
+        count = targets.crow.diff()
+        width = max(1, int(count.max())) if len(targets) else 1
+        ids = torch.full((len(targets), width), IGNORED, device=targets.device)
+        rows = targets.rows
+        ids[rows, torch.arange(len(rows), device=targets.device) - targets.crow[rows]] = targets.col
+        return cls(label_ids=ids, num_labels=torch.full_like(count, targets.num_labels))
+
+    def to_targets(self, num_labels: int) -> SparseTargets:
+        """SparseTargets [n, C] on the same device."""
+        # Out of an evaluation without batch_eval_metrics they come as numpy arrays.
+        ids = torch.as_tensor(self["label_ids"])
+        present = ids != IGNORED
+        crow = torch.zeros(len(ids) + 1, dtype=torch.int64, device=ids.device)
+        torch.cumsum(present.sum(1), 0, out=crow[1:])
+        return SparseTargets(crow, ids[present], num_labels, check=False)
+
+    def ne(self, ignored: int) -> Tensor:
+        """What Trainer sums to count the items of a step; every label of every sample is one, as in a dense target."""
+        return self["num_labels"]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PaddedLabelIds:
+        """The same label ids on ``device``."""
+        return PaddedLabelIds({name: part.to(device, non_blocking=non_blocking) for name, part in self.items()})
+
+
+class DataCollatorForMultiLabel:
+    """Pads the texts of a batch to the longest, and makes targets of each sample's list of label ids under ``labels``.
+
+    Args:
+        tokenizer: pads.
+        num_labels: C.
+        sparse: True gives :class:`PaddedLabelIds`, whose size does not depend on C; False dense uint8 [n, C].
+        pad_to_multiple_of: as the tokenizer's ``pad`` takes it.
+
+    Raises:
+        TypeError, ValueError: for a batch without ``labels``, and label ids that are out of range or repeated.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_labels: int,
+        *,
+        sparse: bool = True,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+        self.collate = SparseTargetsCollator(num_labels, collate=pad)
+        self.sparse = sparse
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Any:
+        batch = self.collate(samples)
+        targets = batch["labels"]
+        batch["labels"] = PaddedLabelIds.from_targets(targets) if self.sparse else targets.to_dense()
+        return batch
+
+
+def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Tensor]:
+    """Trainer's ``compute_loss_func`` from a loss of the family, or any other that means over the N * C elements.
+
+    The mean is over the samples and labels of an optimizer step: all its accumulated batches on all processes. So
+    accumulation, and the number of processes, leave the gradient what it is for one large batch, short last batches
+    included. (With ``average_tokens_across_devices=False`` it is the mean of the processes' means.)
+
+    Args:
+        loss: from logits [n, C] and targets (SparseTargets, or what the collator gave) to the mean loss.
+
+    Raises:
+        ValueError: for a loss whose reduction is not the mean.
+    """
+    if getattr(loss, "reduction", "mean") != "mean":
+        raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")  # type: ignore[attr-defined]
+
+    def compute(outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        logits = _logits(outputs)
+        if isinstance(labels, SparseTargets) and num_items_in_batch is None and torch.is_grad_enabled():
+            # Trainer cannot count them, and would silently add up accumulated batches instead of their mean.
+            raise TypeError("labels: expected those of DataCollatorForMultiLabel or a dense tensor, got SparseTargets")
+        if labels is None:
+            raise TypeError("labels: expected label ids or a dense tensor under 'labels' in every batch, got None")
+        value = loss(logits, _targets(labels, logits.shape[-1]))
+        if num_items_in_batch is None:
+            return value
+        # Under DataParallel it is one number a device, which Trainer's own scaling expects to be added up.
+        items = num_items_in_batch.sum() if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+        return value * (logits.numel() / items)
+
+    return compute
+
+
+def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
+    """Trainer's ``compute_metrics``: micro- and macro-F1 at the threshold of the best micro-F1, and that threshold.
+
+    With ``TrainingArguments(batch_eval_metrics=True)`` each batch is counted and forgotten, so that memory does not
+    grow with the evaluation set. The results are ``micro_f1``, ``macro_f1`` and ``threshold``, and for the metric's
+    label groups ``head_micro_f1`` and so on.
+
+    Args:
+        metric: counts, and is reset after each evaluation; reset it yourself after one that was interrupted.
+    """
+
+    def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        logits = torch.as_tensor(_logits(prediction.predictions))
+        metric.update(logits, _targets(prediction.label_ids, logits.shape[-1]))
+        if not compute_result:
+            return {}
+        threshold, _ = metric.best()
+        result = {"threshold": threshold}
+        for group, scores in metric.scores(threshold).items():
+            prefix = "" if group == TOTAL else f"{group}_"
+            result |= {f"{prefix}{kind}_f1": value for kind, value in scores.items()}
+        metric.reset()
+        return result
+
+    return compute
+
+
+def _logits(outputs: Any) -> Any:
+    """From a model's output: a mapping with ``logits``, a tuple that begins with them, or the logits."""
+    if isinstance(outputs, Mapping):
+        if "logits" not in outputs:
+            raise TypeError(f"outputs: expected a model output with logits, got {list(outputs)}")
+        return outputs["logits"]
+    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+
+
+def _targets(labels: Any, num_labels: int) -> Any:
+    if isinstance(labels, PaddedLabelIds):
+        return labels.to_targets(num_labels)
+    return torch.as_tensor(labels) if not isinstance(labels, (Tensor, SparseTargets)) else labels
