@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from corpora.corpus import Corpus, CorpusError
 from corpora.document_cache import Document, Documents, Remarks, cached_documents
@@ -86,16 +88,28 @@ def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Itera
                     yield document
     except (ijson.JSONError, EOFError, zlib.error, OSError, UnicodeError) as error:
         where = f"after article {number:,} (pmid {pmid})" if number else "at its beginning"
-        raise CorpusError(f"{path}: broken or truncated {where}: {_first_line(error)}") from error
+        raise CorpusError(f"{path}: broken or truncated {where}: {_reason(error)}") from error
     if not number:
         raise CorpusError(f'{path}: expected {{"articles": [...]}}, got no article')
 
 
-def _open(path: Path, encoding: str) -> IO[bytes]:
-    with open(path, "rb") as file:
-        gzipped = file.read(2) == b"\x1f\x8b"
-    binary: Any = gzip.open(path) if gzipped else open(path, "rb")  # noqa: SIM115
-    return binary if codecs.lookup(encoding).name == "utf-8" else codecs.EncodedFile(binary, "utf-8", encoding)
+@contextmanager
+def _open(path: Path, encoding: str) -> Iterator[Any]:
+    """A file of UTF-8 bytes."""
+    with open(path, "rb") as raw:
+        gzipped = raw.peek(2)[:2] == b"\x1f\x8b"
+        binary: Any = gzip.GzipFile(fileobj=raw) if gzipped else raw
+        yield binary if codecs.lookup(encoding).name == "utf-8" else _Recoded(binary, encoding)
+
+
+class _Recoded:
+    """codecs.EncodedFile without its other ways of reading, which do not recode and which ijson prefers."""
+
+    def __init__(self, binary: Any, encoding: str) -> None:
+        self.text = io.TextIOWrapper(binary, encoding)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.text.read(size).encode("utf-8")
 
 
 def _document(article: dict[str, Any], options: BioasqOptions, remarks: Remarks, where: str) -> Document | None:
@@ -137,6 +151,9 @@ def _year(value: object, where: str) -> int | None:
         raise CorpusError(f"{where}: year: expected a year, got {value!r}") from error
 
 
-def _first_line(error: Exception) -> str:
-    """yajl's messages go on with a drawing of the place."""
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+def _reason(error: Exception) -> str:
+    """First line of the message: yajl's, which are bytes, go on with a drawing of the place."""
+    message = error.args[0] if error.args else ""
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(error)
+    reason = (text.splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    return f"{reason}; another --encoding may be right" if "UTF8" in reason else reason

@@ -82,7 +82,7 @@ def cached_documents(
     return cached(
         cache / f"documents-{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
         {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]},
-        lambda folder: _write(folder, read, say),
+        lambda folder: _write(folder, sources, read, say),
         _open,
         warn,
     )
@@ -96,7 +96,7 @@ def _stamp(path: Path) -> Json:
     return {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _write(folder: Path, read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
+def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -120,7 +120,9 @@ def _write(folder: Path, read: Callable[[Remarks], Iterator[Document]], say: Say
                 say(f"{number:,} documents read")
         if len(count) == 1:
             left_out = "; ".join(f"{n:,} {what}" for what, n in remarks.items())
-            raise CorpusError(f"no document is left ({left_out or 'the file has none'})")
+            raise CorpusError(
+                f"{', '.join(map(str, sources))}: no document is left ({left_out or 'the file has none'})"
+            )
         writer.finalize()
     np.savez(
         folder / "labels.npz",
