@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .backends.select import IMPLS, Backend, Impl, select
+from .arguments import (
+    GradientMode,
+    Reduction,
+    check_logits,
+    check_settings,
+    check_writable,
+    flat_label_mask,
+    flat_sample_weight,
+    flat_targets,
+)
+from .backends.select import Backend, Impl, select
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 from .targets import SparseTargets, check_binary
-from .terms import Problem, compute_dtype, label_terms, pooled_row_weight
-
-Reduction = Literal["none", "sum", "mean"]
-GradientMode = Literal["auto", "forward", "backward", "in_place"]
-REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-GRADIENT_MODES: tuple[str, ...] = get_args(GradientMode)
-
-_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_TARGET_DTYPES = (torch.bool, torch.uint8, *_LOGITS_DTYPES)
+from .terms import Problem, compute_dtype, label_terms, row_weight
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -120,16 +122,16 @@ def balanced_loss(
         RuntimeError: for ``impl="triton"`` without Triton or GPU.
     """
     check_settings(spec, statistics, reduction, impl, gradient)
-    _check_logits(logits, statistics if spec.needs_statistics else None)
+    check_logits(logits, statistics if spec.needs_statistics else None)
     if gradient == "in_place":
-        _check_writable(logits)
+        check_writable(logits)
     shape, num_labels = logits.shape, logits.shape[-1]
     flat = logits if logits.dim() == 2 else logits.reshape(-1, num_labels)
     if flat.stride(1) != 1 and num_labels > 1:
         flat = flat.contiguous()
-    targets = _flat_targets(targets, logits, flat)
-    sample_weight = _flat_sample_weight(sample_weight, logits)
-    label_mask = _flat_label_mask(label_mask, logits, flat)
+    targets = flat_targets(targets, shape, logits.device)
+    sample_weight = flat_sample_weight(sample_weight, shape, logits.device)
+    label_mask = flat_label_mask(label_mask, shape, logits.device)
     if len(flat) == 0:
         if reduction == "mean":
             raise ValueError(f"logits: expected at least one sample for reduction 'mean', got shape {list(shape)}")
@@ -140,23 +142,22 @@ def balanced_loss(
         )
 
     dtype = compute_dtype(logits.dtype)
-    row_weight = None if sample_weight is None else sample_weight.to(dtype)
-    if spec.pooling != "label":
-        assert statistics is not None
-        pooled = pooled_row_weight(targets, statistics, spec, dtype)
-        row_weight = pooled if row_weight is None or pooled is None else pooled * row_weight
     problem = Problem(
         logits=flat.detach(),
         targets=targets,
         spec=spec,
         terms=label_terms(statistics, spec, dtype, logits.device),
-        row_weight=row_weight,
+        row_weight=row_weight(targets, statistics, spec, sample_weight, dtype),
         label_mask=label_mask,
         num_samples=0 if statistics is None else statistics.num_samples,
         saved={},
     )
     backend = select(impl, logits)
     scale = 1 / flat.numel() if reduction == "mean" and label_mask is None else 1.0
+    if gradient == "auto":
+        # The mean over a mask is divided after the sum: the upstream gradient is never 1.
+        late = logits.dtype == torch.float16 or (reduction == "mean" and label_mask is not None)
+        gradient = "backward" if late else "forward"
     loss = _differentiable(flat, problem, backend, reduction, scale, gradient)
     if reduction == "mean" and label_mask is not None:
         loss = loss / label_mask.sum().clamp(min=1)
@@ -176,124 +177,6 @@ def _differentiable(
         return backend.value(problem, reduction, scale)
     if compiling and hasattr(backend, "operator"):
         return backend.operator(problem._replace(logits=flat), reduction, scale)
-    if gradient == "auto":
-        # The mean over a mask is divided after the sum: the upstream gradient is never 1.
-        early = flat.dtype != torch.float16 and (reduction == "mean") == (scale != 1.0)
-        gradient = "forward" if early else "backward"
     if reduction == "none" or gradient == "backward" or compiling:
         return _GradientInBackward.apply(flat, problem, backend, reduction, scale)
     return _GradientInForward.apply(flat, problem, backend, scale, gradient == "in_place")
-
-
-def check_settings(
-    spec: LossSpec, statistics: LabelStatistics | None, reduction: str, impl: str, gradient: str
-) -> None:
-    """Raises TypeError or ValueError, naming the setting, unless all fit together."""
-    if not isinstance(spec, LossSpec):
-        raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}")
-    if statistics is not None and not isinstance(statistics, LabelStatistics):
-        raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
-    if statistics is None and spec.needs_statistics:
-        raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
-    if impl not in IMPLS:
-        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
-    if gradient not in GRADIENT_MODES:
-        raise ValueError(f"gradient: expected one of {', '.join(map(repr, GRADIENT_MODES))}; got {gradient!r}")
-    if gradient == "in_place" and reduction == "none":
-        raise ValueError("gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'")
-
-
-def _check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
-    if logits.dtype not in _LOGITS_DTYPES:
-        raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {logits.dtype}")
-    if logits.dim() < 2 or logits.shape[-1] == 0:
-        raise ValueError(f"logits: expected [..., C] with at least two dimensions and C >= 1, got {list(logits.shape)}")
-    if statistics is not None and logits.shape[-1] != statistics.num_labels:
-        raise ValueError(
-            f"logits: expected {statistics.num_labels} labels in the last dimension, as in statistics, "
-            f"got shape {list(logits.shape)}"
-        )
-
-
-def _check_writable(logits: Tensor) -> None:
-    """Raises ValueError where the gradient cannot be written over the logits."""
-    base = logits._base if logits._is_view() else logits
-    if logits.requires_grad and (base is None or base.is_leaf):
-        raise ValueError("logits: expected the result of a computation for gradient='in_place', got a leaf or its view")
-    strides = sorted((stride, size) for stride, size in zip(logits.stride(), logits.shape, strict=True) if size > 1)
-    whole, reach = logits.stride(-1) == 1 or logits.shape[-1] == 1, 1
-    for stride, size in strides:
-        whole &= stride >= reach
-        reach = stride * size
-    try:
-        logits.view(-1, logits.shape[-1])
-    except RuntimeError:
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"logits: expected rows side by side in memory for gradient='in_place', got shape {list(logits.shape)} "
-            f"with strides {list(logits.stride())}"
-        )
-
-
-def _check_device(name: str, value: Tensor | SparseTargets, logits: Tensor) -> None:
-    if value.device != logits.device:
-        raise ValueError(f"{name}: expected the device of the logits, {logits.device}, got {value.device}")
-
-
-def _flat_targets(targets: Tensor | SparseTargets, logits: Tensor, flat: Tensor) -> Tensor | SparseTargets:
-    if isinstance(targets, Tensor) and targets.layout != torch.strided:
-        targets = SparseTargets.from_torch(targets)
-    if isinstance(targets, SparseTargets):
-        if targets.shape != tuple(flat.shape):
-            raise ValueError(f"targets: expected shape {list(flat.shape)}, as the logits, got {list(targets.shape)}")
-        _check_device("targets", targets, logits)
-        return targets
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}")
-    if targets.dtype not in _TARGET_DTYPES:
-        raise TypeError(f"targets: expected bool, uint8 or a floating-point dtype, got {targets.dtype}")
-    if targets.shape != logits.shape:
-        raise ValueError(f"targets: expected shape {list(logits.shape)}, as the logits, got {list(targets.shape)}")
-    if targets.requires_grad:
-        raise ValueError("targets: expected a tensor without gradient, got one that requires it")
-    _check_device("targets", targets, logits)
-    targets = targets.reshape(flat.shape)
-    return targets if targets.stride(1) == 1 else targets.contiguous()
-
-
-def _flat_sample_weight(sample_weight: Tensor | None, logits: Tensor) -> Tensor | None:
-    if sample_weight is None:
-        return None
-    if not isinstance(sample_weight, Tensor):
-        raise TypeError(f"sample_weight: expected a tensor, got {type(sample_weight).__name__}")
-    if sample_weight.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"sample_weight: expected shape {list(logits.shape[:-1])}, one for each sample, "
-            f"got {list(sample_weight.shape)}"
-        )
-    if sample_weight.requires_grad:
-        raise ValueError("sample_weight: expected a tensor without gradient, got one that requires it")
-    _check_device("sample_weight", sample_weight, logits)
-    return sample_weight.reshape(-1)
-
-
-def _flat_label_mask(label_mask: Tensor | None, logits: Tensor, flat: Tensor) -> Tensor | None:
-    if label_mask is None:
-        return None
-    if not isinstance(label_mask, Tensor) or label_mask.dtype != torch.bool:
-        got = label_mask.dtype if isinstance(label_mask, Tensor) else type(label_mask).__name__
-        raise TypeError(f"label_mask: expected a bool tensor, got {got}")
-    _check_device("label_mask", label_mask, logits)
-    if label_mask.shape == logits.shape[-1:]:
-        return label_mask.contiguous().expand(flat.shape)
-    if label_mask.shape != logits.shape:
-        raise ValueError(
-            f"label_mask: expected shape {list(logits.shape[-1:])} or {list(logits.shape)}, "
-            f"got {list(label_mask.shape)}"
-        )
-    return label_mask.reshape(flat.shape).contiguous()

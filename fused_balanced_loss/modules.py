@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import GradientMode, Reduction, check_settings
 from .backends.select import Impl
 from .label_statistics import LabelStatistics
-from .logits_loss import GradientMode, Reduction, balanced_loss, check_settings
+from .logits_loss import balanced_loss
 from .spec import PAPER_MU, LossSpec
 from .targets import SparseTargets
 from .terms import label_terms

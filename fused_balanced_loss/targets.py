@@ -189,7 +189,7 @@ class SparseTargets:
             crow = self.crow.numpy()
             rows = np.repeat(np.arange(len(self)), crow[1:] - crow[:-1])
             array = np.zeros(self.shape, bool)
-            array[rows, self.col.numpy()] = True
+            array[rows, self.col.numpy()[crow[0] : crow[-1]]] = True
             return torch.from_numpy(array).to(dtype)
         dense = torch.zeros(self.shape, dtype=dtype, device=self.device)
         dense.view(-1)[self.rows * self.num_labels + self.col] = 1

@@ -39,6 +39,8 @@ class Problem(NamedTuple):
     label_mask: bool [N, C] (rows may repeat by stride 0), or None; False leaves an element out.
     num_samples: N_train; 0 where the loss needs no statistics.
     saved: what an implementation keeps from the forward for the backward.
+    row_sum: [N] in the compute dtype, each row's sum of 1/n over all its labels, where logits and targets are a chunk
+        of the labels; None lets the implementation take it from the targets.
     """
 
     logits: Tensor
@@ -49,6 +51,7 @@ class Problem(NamedTuple):
     label_mask: Tensor | None
     num_samples: int
     saved: dict[str, Any]
+    row_sum: Tensor | None = None
 
     def without_logits(self) -> Problem:
         """What a backward needs to keep besides the logits, which autograd saves."""
@@ -101,12 +104,25 @@ def _weight_at(counts: Tensor, statistics: LabelStatistics, spec: LossSpec) -> T
     return counts.pow(power) / scale.to(counts.device)
 
 
-def pooled_row_weight(
-    targets: Tensor | SparseTargets, statistics: LabelStatistics, spec: LossSpec, dtype: torch.dtype
+def row_weight(
+    targets: Tensor | SparseTargets,
+    statistics: LabelStatistics | None,
+    spec: LossSpec,
+    sample_weight: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor | None:
-    """Weight [N] of each row by its labels, for the specs that pool; None for the others."""
+    """Weight [N] of each row: the sample's, times that of its labels for the specs that pool; None for all 1."""
+    weight = None if sample_weight is None else sample_weight.to(dtype)
     if spec.pooling == "label":
-        return None
+        return weight
+    assert statistics is not None
+    pooled = _pooled_row_weight(targets, statistics, spec, dtype)
+    return pooled if weight is None else pooled * weight
+
+
+def _pooled_row_weight(
+    targets: Tensor | SparseTargets, statistics: LabelStatistics, spec: LossSpec, dtype: torch.dtype
+) -> Tensor:
     counts = statistics.clamped_counts.to(targets.device)
     # What a row without labels counts as carrying.
     everywhere = float(statistics.num_samples)

@@ -47,6 +47,7 @@ def row_terms_kernel(
     crow_ptr,
     col_ptr,
     inverse_frequency_ptr,
+    row_sum_ptr,
     row_rate_ptr,
     first_ptr,
     counter_ptr,
@@ -57,6 +58,7 @@ def row_terms_kernel(
     BETA: tl.constexpr,
     CSR: tl.constexpr,
     REBALANCED: tl.constexpr,
+    HAS_ROW_SUM: tl.constexpr,
     TILE: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -73,7 +75,9 @@ def row_terms_kernel(
         end = head + (num_labels - head) // P * P
     if REBALANCED:
         total = tl.zeros([BLOCK], row_rate_ptr.dtype.element_ty)
-        if CSR:
+        if HAS_ROW_SUM:
+            total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
+        elif CSR:
             for begin in range(low, high, BLOCK):
                 entry = begin + tl.arange(0, BLOCK)
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)

@@ -189,11 +189,11 @@ constexpr int64_t RUN = 64;
 
 template <bool VALUE, bool GRADIENT>
 static double row_block(const Row& row, const Labels& labels, const Settings& s, int64_t first, int64_t last,
-                        const int64_t* label, const int64_t* end, int64_t offset) {
+                        const int64_t* label, const int64_t* end) {
     double total = 0;
     for (int64_t i = first / W; i * W < last;) {
         int64_t whole = last / W;
-        int64_t next = label < end ? (*label - offset) / W : whole;
+        int64_t next = label < end ? *label / W : whole;
         for (next = next < whole ? next : whole; i < next;) {
             int64_t stop = i + RUN < next ? i + RUN : next;
             total += sum(negatives<VALUE, GRADIENT>(row, labels, s, i, stop));
@@ -201,7 +201,7 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         }
         if (i * W >= last) break;
         I positive{};
-        for (; label < end && (*label - offset) / W == i; ++label) positive[(*label - offset) % W] = -1;
+        for (; label < end && *label / W == i; ++label) positive[*label % W] = -1;
         int64_t count = last - i * W < W ? last - i * W : W;
         total += sum(mixed<VALUE, GRADIENT>(row, labels, s, i * W, count, positive));
         ++i;
@@ -241,12 +241,12 @@ static bool find_labels(const Target* targets, int64_t first, int64_t last, std:
 }
 
 // The loss of rows [rows] and columns [columns), times its scale, to *loss; the gradient likewise to `gradient`, which
-// may be `logits`. Strides in elements. Label ids count from `offset`; `row_sum` (the row's sum of 1/n over all its
-// labels) is made here where it is null. `part` is room for rows * blocks float64.
+// may be `logits`. Strides in elements; `row_sum` (the row's sum of 1/n over all its
+// labels) is made here where it is null.
 template <bool VALUE, bool GRADIENT>
 static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int64_t gradient_stride, int64_t rows,
                 int64_t columns, const Target* targets, int64_t targets_stride, const int64_t* crow, const int64_t* col,
-                int64_t offset, const float* row_sum, const float* row_weight, const float* bias,
+                const float* row_sum, const float* row_weight, const float* bias,
                 const float* inverse_frequency, const float* label_weight, const Settings& s, float* loss, int threads) {
     const Labels labels{bias, inverse_frequency, label_weight};
     // Few rows are cut into blocks of columns, so that every thread has some.
@@ -267,9 +267,9 @@ static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int
             if (TARGETS == 0) {
                 label = col + crow[k], end = col + crow[k + 1];
                 if (REBALANCED && !row_sum)
-                    for (const int64_t* i = label; i < end; ++i) total += inverse_frequency[*i - offset];
-                while (label < end && *label - offset < first) ++label;
-                while (label < end && *(end - 1) - offset >= last) --end;
+                    for (const int64_t* i = label; i < end; ++i) total += inverse_frequency[*i];
+                while (label < end && *label < first) ++label;
+                while (label < end && *(end - 1) >= last) --end;
             } else {
                 const Target* row = targets + k * targets_stride;
                 found.clear();
@@ -287,7 +287,7 @@ static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int
             float rate = REBALANCED ? s.beta / (row_sum ? row_sum[k] : (float)total) : 0.0f;
             Row row{logits + k * logits_stride, gradient + k * gradient_stride, rate,
                     s.negative_factor * weight * s.scale};
-            double value = row_block<VALUE, GRADIENT>(row, labels, s, first, last, label, end, TARGETS ? 0 : offset);
+            double value = row_block<VALUE, GRADIENT>(row, labels, s, first, last, label, end);
             if (VALUE) part[task] = value * weight + invalid;
         }
     }
@@ -301,12 +301,12 @@ static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int
 #define ENTRY(NAME, VALUE, GRADIENT)                                                                                   \
     extern "C" void NAME(const void* logits, int64_t logits_stride, void* gradient, int64_t gradient_stride,           \
                          int64_t rows, int64_t columns, const void* targets, int64_t targets_stride,                   \
-                         const int64_t* crow, const int64_t* col, int64_t offset, const float* row_sum,                \
+                         const int64_t* crow, const int64_t* col, const float* row_sum,                                \
                          const float* row_weight, const float* bias, const float* inverse_frequency,                   \
                          const float* label_weight, float lam, float alpha, float beta, float mu,                      \
                          float positive_factor, float negative_factor, float scale, float* loss, int threads) {        \
         run<VALUE, GRADIENT>((const Logit*)logits, logits_stride, (Logit*)gradient, gradient_stride, rows, columns,    \
-                             (const Target*)targets, targets_stride, crow, col, offset, row_sum, row_weight, bias,     \
+                             (const Target*)targets, targets_stride, crow, col, row_sum, row_weight, bias,     \
                              inverse_frequency, label_weight,                                                          \
                              Settings{lam, alpha, beta, mu, positive_factor, negative_factor, scale}, loss, threads);  \
     }

@@ -100,18 +100,19 @@ def test_full_graph_equals_eager(form, impl, device):
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("form", ["bool", "csr"])
 def test_operator_registrations(form, reduction, device):
-    backend = select.triton_backend()
+    from fused_balanced_loss.backends.flatten import flatten
+    from fused_balanced_loss.backends.triton_operator import gradient_operator, loss_operator
     from fused_balanced_loss.terms import Problem, label_terms
 
     logits, targets, statistics = problem(3, 20)
     given = (targets if form == "bool" else SparseTargets.from_dense(targets)).to(device)
     terms = label_terms(statistics, DB, torch.float32, device)
     one = Problem(logits.to(device).requires_grad_(), given, DB, terms, torch.rand(3, device=device), None, 500, {})
-    torch.library.opcheck(backend._loss_operator, (*backend._operator_arguments(one), reduction, 0.5))
+    torch.library.opcheck(loss_operator, (*flatten(one), reduction, 0.5))
     one = one._replace(logits=one.logits.detach())
-    _, rate, first = backend._loss_operator(*backend._operator_arguments(one), reduction, 0.5)
+    _, rate, first = loss_operator(*flatten(one), reduction, 0.5)
     upstream = torch.rand(logits.shape if reduction == "none" else (), device=device)
-    torch.library.opcheck(backend._gradient_operator, (*backend._operator_arguments(one), 0.5, upstream, rate, first))
+    torch.library.opcheck(gradient_operator, (*flatten(one), 0.5, upstream, rate, first))
 
 
 def test_import_leaves_heavy_packages_alone():

@@ -93,12 +93,13 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
 
 
 def _some_rows(problem: Problem, rows: slice) -> Problem:
-    weight, mask = problem.row_weight, problem.label_mask
+    weight, mask, row_sum = problem.row_weight, problem.label_mask, problem.row_sum
     return problem._replace(
         logits=problem.logits[rows],
         targets=problem.targets[rows],
         row_weight=None if weight is None else weight[rows],
         label_mask=None if mask is None else mask[rows],
+        row_sum=None if row_sum is None else row_sum[rows],
     )
 
 
@@ -106,9 +107,9 @@ def _run(problem: Problem, want: str, scale: float, upstream: Tensor | None) -> 
     spec, terms, logits = problem.spec, problem.terms, problem.logits.detach()
     dtype = compute_dtype(logits.dtype)
     targets = problem.targets
-    row_sum = None
+    row_sum = problem.row_sum
     if isinstance(targets, SparseTargets):
-        if terms.inverse_frequency is not None:
+        if terms.inverse_frequency is not None and row_sum is None:
             row_sum = sparse_row_sum(targets, terms.inverse_frequency)
         dense = targets.to_dense(torch.uint8)
         binary = True

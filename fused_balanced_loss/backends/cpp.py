@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..spec import LossSpec
-from ..targets import SparseTargets
 from ..terms import Problem
 from .cpp_library import library
 from .eager import scale_gradient
+from .flatten import target_tensors
 
 __all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_gradient"]
 
@@ -42,7 +41,7 @@ def unsupported(problem: Problem) -> str | None:
         return "a probability margin"
     if any(gamma not in (0, 1, 2) for gamma in spec.gammas):
         return "gamma other than 0, 1 and 2"
-    if spec.weighting == "rebalanced" and spec.beta * spec.mu > _LARGEST_EXPONENT:
+    if problem.terms.inverse_frequency is not None and spec.beta * spec.mu > _LARGEST_EXPONENT:
         return f"beta * mu > {_LARGEST_EXPONENT:g}"
     return None
 
@@ -66,36 +65,25 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
     return _run("loss_value_and_gradient", problem, scale, out), out
 
 
-def _run(
-    name: str,
-    problem: Problem,
-    scale: float,
-    out: Tensor | None,
-    first_label: int = 0,
-    row_sum: Tensor | None = None,
-) -> Tensor:
+def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tensor:
     spec, logits, targets, terms = problem.spec, problem.logits, problem.targets, problem.terms
     rows, columns = logits.shape
     loss = torch.empty((), dtype=torch.float32)
-    if isinstance(targets, SparseTargets):
-        form, dense, stride = _CSR, None, 0
-        crow, col = targets.crow.data_ptr(), targets.col.data_ptr()
-    else:
-        form, dense, stride = _TARGETS[targets.dtype], targets.data_ptr(), targets.stride(0)
-        crow = col = None
-    _kernel(name, spec, logits.dtype, form)(
+    dense, crow, col = target_tensors(targets)
+    form = _CSR if dense is None else _TARGETS[dense.dtype]
+    terms_present = (terms.bias is not None, terms.inverse_frequency is not None, terms.weight is not None)
+    _kernel(name, spec.gammas, terms_present, logits.dtype, form)(
         logits.data_ptr(),
         logits.stride(0),
         None if out is None else out.data_ptr(),
         0 if out is None else out.stride(0),
         rows,
         columns,
-        dense,
-        stride,
-        crow,
-        col,
-        first_label,
-        _pointer(row_sum),
+        _pointer(dense),
+        0 if dense is None else dense.stride(0),
+        _pointer(crow),
+        _pointer(col),
+        _pointer(problem.row_sum),
         _pointer(problem.row_weight),
         _pointer(terms.bias),
         _pointer(terms.inverse_frequency),
@@ -118,22 +106,17 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _kernel(name: str, spec: LossSpec, dtype: torch.dtype, targets: int) -> Callable[..., Any]:
-    positive, negative = spec.gammas
-    macros = {
-        "LOGITS": _LOGITS[dtype],
-        "TARGETS": targets,
-        "GAMMA_POSITIVE": int(positive),
-        "GAMMA_NEGATIVE": int(negative),
-        "BIAS": int(spec.kappa != 0),
-        "REBALANCED": int(spec.weighting == "rebalanced"),
-        "LABEL_WEIGHT": int(spec.weighting not in ("none", "rebalanced") and spec.pooling == "label"),
-    }
+def _kernel(
+    name: str, gammas: tuple[float, float], terms: tuple[bool, bool, bool], dtype: torch.dtype, targets: int
+) -> Callable[..., Any]:
+    macros = {"LOGITS": _LOGITS[dtype], "TARGETS": targets}
+    macros |= dict(zip(("GAMMA_POSITIVE", "GAMMA_NEGATIVE"), map(int, gammas), strict=True))
+    macros |= dict(zip(("BIAS", "REBALANCED", "LABEL_WEIGHT"), map(int, terms), strict=True))
     kernel = getattr(library(tuple(macros.items())), name)
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     kernel.argtypes = [
         *(pointer, integer, pointer, integer, integer, integer),
-        *(pointer, integer, pointer, pointer, integer),
+        *(pointer, integer, pointer, pointer),
         *(pointer,) * 5,
         *(number,) * 7,
         *(pointer, ctypes.c_int),

@@ -59,8 +59,11 @@ def _factors(problem: Problem, scale: float, *, slope: bool = True) -> tuple[Ten
 
     factor = _either(y, scale * spec.positive_factor, scale * spec.negative_factor / spec.lam, dtype)
     if terms.inverse_frequency is not None:
-        # Not a matrix product: its threads cost more than they do here.
-        row_sum = (y * terms.inverse_frequency).sum(1, keepdim=True)
+        if problem.row_sum is None:
+            # Not a matrix product: its threads cost more than they do here.
+            row_sum = (y * terms.inverse_frequency).sum(1, keepdim=True)
+        else:
+            row_sum = problem.row_sum[:, None]
         start = torch.full((), -spec.beta * spec.mu, dtype=dtype, device=device)
         w = torch.addcdiv(start, terms.inverse_frequency, row_sum, value=spec.beta)
         w = w.sigmoid_().add_(spec.alpha).mul_(factor)

@@ -54,6 +54,8 @@ def _elements(problem: Problem) -> tuple[Tensor, Tensor]:
     w = ones
     if n is not None and spec.weighting == "rebalanced":
         row_sum = torch.where(y, 1 / n, 0.0).sum(1, keepdim=True)
+        if problem.row_sum is not None:
+            row_sum = problem.row_sum[:, None].to(z.dtype)
         r = (1 / n) / row_sum
         w = spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu))
     elif problem.terms.weight is not None and n is not None:

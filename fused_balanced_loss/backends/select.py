@@ -89,7 +89,7 @@ def triton_backend() -> ModuleType | None:
         warnings.warn("triton is not installed: GPU tensors take torch.compile", stacklevel=2)
         return None
     try:
-        from . import triton
+        from . import triton, triton_operator  # noqa: F401 (registers the operator)
     except Exception as error:
         warnings.warn(
             f"triton could not be imported ({type(error).__name__}: {error}): GPU tensors take torch.compile",

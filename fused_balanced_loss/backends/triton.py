@@ -1,10 +1,9 @@
-"""The Triton kernels: launches, and the operator that torch.compile sees."""
+"""Launches of the Triton kernels."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from ..kernels.labels import row_terms_kernel
 from ..kernels.logits_loss import logits_loss_kernel, scale_kernel
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from ..terms import LabelTerms, Problem, compute_dtype
+from ..terms import Problem, compute_dtype
+from .flatten import target_tensors
 from .select import interpreting
 
 # Elements of a tile, and rows narrower than this many elements are not worth a fringe.
@@ -21,7 +21,6 @@ _TILE = 1024
 _NARROW = 256
 # Elements of a fringe program.
 FRINGE = 256
-_NUMBERS = tuple(field.name for field in dataclasses.fields(LossSpec) if field.name not in ("weighting", "pooling"))
 
 
 class RowTerms(NamedTuple):
@@ -59,7 +58,7 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     rows = problem.saved.get("row_terms")
     if rows is None:
         rows = _row_terms(problem)
-    _, dz = _launch(problem, rows, "", scale, upstream=upstream, gradient=_like_logits(problem.logits))
+    _, dz = _launch(problem, rows, "", scale, upstream=upstream, gradient=like_logits(problem.logits))
     return dz
 
 
@@ -67,7 +66,7 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     rows = _row_terms(problem)
     problem.saved["row_terms"] = rows
-    gradient = _like_logits(problem.logits) if out is None else out
+    gradient = like_logits(problem.logits) if out is None else out
     return _launch(problem, rows, "sum", scale, gradient=gradient)
 
 
@@ -113,7 +112,7 @@ def _use_ptx(logits: Tensor) -> bool:
     return logits.is_cuda and torch.version.hip is None and logits.dtype != torch.float64 and not interpreting()
 
 
-def _like_logits(logits: Tensor) -> Tensor:
+def like_logits(logits: Tensor) -> Tensor:
     """Memory for the gradient, its rows aligned as those of the logits."""
     num_rows, num_labels = logits.shape
     vector = 16 // logits.element_size()
@@ -133,12 +132,13 @@ def _row_terms(problem: Problem) -> RowTerms:
     cut = layout(logits.shape[1], logits.stride(0), logits.element_size())
     first = row_rate.new_empty((len(logits) * (cut.num_tiles + 1)) if csr else 0, dtype=torch.int32)
     counter = row_rate.new_empty(1, dtype=torch.int32)
-    dense, crow, col = _target_tensors(targets)
+    dense, crow, col = target_tensors(targets)
     row_terms_kernel[(len(logits),)](
         dense,
         crow,
         col,
         terms.inverse_frequency,
+        problem.row_sum,
         row_rate,
         first,
         counter,
@@ -149,17 +149,12 @@ def _row_terms(problem: Problem) -> RowTerms:
         BETA=problem.spec.beta,
         CSR=csr,
         REBALANCED=rebalanced,
+        HAS_ROW_SUM=problem.row_sum is not None,
         TILE=cut.vector * cut.group,
         P=cut.vector,
         BLOCK=64 if csr else 1024,
     )
     return RowTerms(row_rate, first, counter)
-
-
-def _target_tensors(targets: Tensor | SparseTargets) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if isinstance(targets, SparseTargets):
-        return None, targets.crow, targets.col
-    return targets, None, None
 
 
 def _launch(
@@ -175,7 +170,7 @@ def _launch(
     num_rows, num_labels = logits.shape
     cut = layout(num_labels, logits.stride(0), logits.element_size())
     rows_each, num_main, num_programs = grid(num_rows, cut, _num_processors(logits.device))
-    dense, crow, col = _target_tensors(problem.targets)
+    dense, crow, col = target_tensors(problem.targets)
     dtype = compute_dtype(logits.dtype)
     value = logits.new_empty((num_rows, num_labels) if want_value == "elements" else (), dtype=dtype)
     partial = value.new_empty(num_programs) if want_value == "sum" else None
@@ -244,115 +239,7 @@ def grid(num_rows: int, cut: _Layout, num_processors: int) -> tuple[int, int, in
 
 def operator(problem: Problem, reduction: str, scale: float) -> Tensor:
     """``value`` as one operator that torch.compile does not look into, differentiable."""
-    loss, _, _ = _loss_operator(*_operator_arguments(problem), reduction, scale)
-    return loss
+    # It launches through this module.
+    from .triton_operator import operator
 
-
-def _operator_arguments(problem: Problem) -> tuple[Any, ...]:
-    dense, crow, col = _target_tensors(problem.targets)
-    terms, spec = problem.terms, problem.spec
-    numbers = dict(zip(_NUMBERS, (getattr(spec, name) for name in _NUMBERS), strict=True))
-    numbers["gamma_negative"] = spec.gammas[1]
-    arguments = (problem.logits, dense, crow, col, terms.bias, terms.inverse_frequency, terms.weight)
-    return (*arguments, problem.row_weight, problem.label_mask, list(numbers.values()))
-
-
-def _operator_problem(
-    logits: Tensor,
-    dense: Tensor | None,
-    crow: Tensor | None,
-    col: Tensor | None,
-    bias: Tensor | None,
-    inverse_frequency: Tensor | None,
-    label_weight: Tensor | None,
-    row_weight: Tensor | None,
-    label_mask: Tensor | None,
-    numbers: list[float],
-) -> Problem:
-    settings: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))
-    targets: Tensor | SparseTargets | None = dense
-    if targets is None:
-        assert crow is not None and col is not None
-        targets = SparseTargets(crow, col, logits.shape[1], check=False)
-    terms = LabelTerms(bias, inverse_frequency, label_weight, None)
-    return Problem(logits, targets, LossSpec(**settings), terms, row_weight, label_mask, 0, {})
-
-
-@torch.library.custom_op("fused_balanced_loss::logits_loss", mutates_args=())
-def _loss_operator(
-    logits: Tensor,
-    dense: Tensor | None,
-    crow: Tensor | None,
-    col: Tensor | None,
-    bias: Tensor | None,
-    inverse_frequency: Tensor | None,
-    label_weight: Tensor | None,
-    row_weight: Tensor | None,
-    label_mask: Tensor | None,
-    numbers: list[float],
-    reduction: str,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    problem = _operator_problem(
-        logits, dense, crow, col, bias, inverse_frequency, label_weight, row_weight, label_mask, numbers
-    )
-    loss = value(problem, reduction, scale)
-    rows: RowTerms = problem.saved["row_terms"]
-    return loss, rows.row_rate, rows.first
-
-
-@_loss_operator.register_fake
-def _(
-    logits: Tensor, dense: Any, crow: Any, col: Any, bias: Any, inverse_frequency: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    num_rows, num_labels = logits.shape
-    reduction = rest[-2]
-    dtype = compute_dtype(logits.dtype)
-    loss = logits.new_empty((num_rows, num_labels) if reduction == "none" else (), dtype=dtype)
-    row_rate = logits.new_empty(0 if inverse_frequency is None else num_rows, dtype=dtype)
-    num_tiles = layout(num_labels, logits.stride(0), logits.element_size()).num_tiles
-    return loss, row_rate, logits.new_empty(0 if dense is not None else num_rows * (num_tiles + 1), dtype=torch.int32)
-
-
-@torch.library.custom_op("fused_balanced_loss::logits_loss_gradient", mutates_args=())
-def _gradient_operator(
-    logits: Tensor,
-    dense: Tensor | None,
-    crow: Tensor | None,
-    col: Tensor | None,
-    bias: Tensor | None,
-    inverse_frequency: Tensor | None,
-    label_weight: Tensor | None,
-    row_weight: Tensor | None,
-    label_mask: Tensor | None,
-    numbers: list[float],
-    scale: float,
-    upstream: Tensor,
-    row_rate: Tensor,
-    first: Tensor,
-) -> Tensor:
-    problem = _operator_problem(
-        logits, dense, crow, col, bias, inverse_frequency, label_weight, row_weight, label_mask, numbers
-    )
-    problem.saved["row_terms"] = RowTerms(row_rate, first, first.new_empty(0))
-    return gradient(problem, upstream, scale)
-
-
-@_gradient_operator.register_fake
-def _(logits: Tensor, *rest: Any) -> Tensor:
-    return _like_logits(logits)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:9], *output[1:])
-    ctx.numbers, _, ctx.scale = inputs[9:]
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    *arguments, row_rate, first = ctx.saved_tensors
-    dz = _gradient_operator(*arguments, ctx.numbers, ctx.scale, upstream, row_rate, first)
-    return (dz, *(None,) * 11)
-
-
-_loss_operator.register_autograd(_backward, setup_context=_setup_context)
+    return operator(problem, reduction, scale)
