@@ -1,0 +1,158 @@
+"""Where the figures agree with the paper: the order of the losses by column, and the paper's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import hypot
+
+from scipy.stats import spearmanr
+
+from fused_balanced_loss.spec import PAPER_LOSSES
+from report.groups import Figures, Group
+from report.paper_scores import paper_scores
+from report.record_files import KINDS, LABEL_GROUPS
+from report.table import Table
+
+Column = tuple[str, str]
+ALL = [(group, kind) for group in LABEL_GROUPS for kind in KINDS]
+RARE = [(group, kind) for group in ("medium", "tail") for kind in KINDS]
+TOTAL_MACRO = ("total", "macro")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best of ``higher`` is above ``lower`` in a column."""
+
+    higher: Sequence[str]
+    lower: str
+    column: Column
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, or one that its figures bear out, as comparisons."""
+
+    text: str
+    comparisons: Sequence[Comparison]
+
+
+def _others(*methods: str) -> list[str]:
+    return [method for method in PAPER_LOSSES if method not in methods]
+
+
+def _every(higher: Sequence[str], lower: str, columns: Sequence[Column]) -> list[Comparison]:
+    return [Comparison(higher, lower, column) for column in columns]
+
+
+CLAIMS = (
+    Claim(
+        "DB or CB-NTR is the best on medium and tail labels",
+        [one for method in _others("DB", "CB-NTR") for one in _every(("DB", "CB-NTR"), method, RARE)],
+    ),
+    Claim(
+        "DB or CB-NTR has the best macro-F1 over all labels",
+        [one for method in _others("DB", "CB-NTR") for one in _every(("DB", "CB-NTR"), method, [TOTAL_MACRO])],
+    ),
+    Claim(
+        "BCE is the worst loss on medium and tail labels, and in macro-F1 over all",
+        [one for method in _others("BCE") for one in _every((method,), "BCE", [TOTAL_MACRO, *RARE])],
+    ),
+    Claim(
+        "negative-tolerant regularization raises every loss in every column",
+        [
+            one
+            for with_it, without in (("NTR-FL", "FL"), ("CB-NTR", "CB"), ("DB", "R-FL"))
+            for one in _every((with_it,), without, ALL)
+        ],
+    ),
+    Claim("the focal factor raises DB in every column (DB above DB-0FL)", _every(("DB",), "DB-0FL", ALL)),
+    Claim("the rebalanced weight raises medium and tail labels (DB above NTR-FL)", _every(("DB",), "NTR-FL", RARE)),
+    Claim(
+        "every loss but BCE is above the SVM in micro-F1 on tail labels",
+        [Comparison((method,), "SVM", ("tail", "micro")) for method in _others("BCE")],
+    ),
+)
+
+
+def figures_by_method(group: Group) -> dict[str, Figures]:
+    return {method: row.by_label for method, row in group.by_method.items()}
+
+
+def order_table(group: Group, paper: str | None) -> Table | None:
+    """The order of the losses in each column of Table 2; None where fewer than three can be compared."""
+    published = paper_scores(2, paper)
+    ours = {method: row.by_label for method, row in group.by_method.items() if method in PAPER_LOSSES}
+    methods = [method for method in ours if method in published]
+    if len(methods) < 3:
+        return None
+    rows = []
+    for name, kind in ALL:
+        mine = [ours[method][name][kind].mean for method in methods]
+        theirs = [published[method][name][kind] for method in methods]
+        pairs = [pair for pair in combinations(range(len(methods)), 2) if theirs[pair[0]] != theirs[pair[1]]]
+        alike = sum((mine[a] - mine[b]) * (theirs[a] - theirs[b]) > 0 for a, b in pairs)
+        best, best_published = (_best(methods, values) for values in (mine, theirs))
+        rows.append(
+            [
+                f"{name} {kind}",
+                "-" if len(set(mine)) == 1 else f"{spearmanr(mine, theirs).statistic:.2f}",
+                f"{alike} of {len(pairs)}",
+                best,
+                best_published,
+                "✓" if best == best_published else "✗",
+            ]
+        )
+    return Table(
+        "order",
+        group.about,
+        f"the order of the {len(methods)} losses, ours and the paper's",
+        ["", "rank correlation", "pairs in the same order", "best, ours", "best, paper", "same"],
+        rows,
+        ["Spearman's rank correlation: 1 is the paper's order, 0 none, -1 the reverse. The SVM is not counted."],
+    )
+
+
+def claims_table(group: Group) -> Table | None:
+    """Which claims hold by our means; None where no claim can be judged."""
+    figures = figures_by_method(group)
+    rows = [row for claim in CLAIMS if (row := _judge(claim, figures)) is not None]
+    if not rows:
+        return None
+    held = sum(row[1] == "✓" for row in rows)
+    return Table(
+        "claims",
+        group.about,
+        f"{held} of {len(rows)} of the paper's claims hold",
+        ["claim", "holds", "comparisons", "where not"],
+        rows,
+        ["≈: the difference is below the seeds' standard deviation."] if any("≈" in row[3] for row in rows) else [],
+        left=4,
+    )
+
+
+def _judge(claim: Claim, figures: dict[str, Figures]) -> list[str] | None:
+    judged = [one for one in claim.comparisons if one.lower in figures and any(name in figures for name in one.higher)]
+    if not judged:
+        return None
+    failed = [text for one in judged if (text := _failure(one, figures))]
+    left_out = len(claim.comparisons) - len(judged)
+    count = f"{len(judged) - len(failed)} of {len(judged)}" + (f", {left_out} without runs" if left_out else "")
+    shown = "; ".join(failed[:4]) + (f"; and {len(failed) - 4} more" if len(failed) > 4 else "")
+    return [claim.text, "✗" if failed else "✓", count, shown]
+
+
+def _failure(one: Comparison, figures: dict[str, Figures]) -> str:
+    """Empty where the comparison holds."""
+    group, kind = one.column
+    higher = max((figures[name][group][kind] for name in one.higher if name in figures), key=lambda figure: figure.mean)
+    lower = figures[one.lower][group][kind]
+    if higher.mean > lower.mean:
+        return ""
+    sign = "≈" if lower.mean - higher.mean < hypot(higher.std, lower.std) else ">"
+    return f"{group} {kind}: {one.lower} {lower.mean:.2f} {sign} {' or '.join(one.higher)} {higher.mean:.2f}"
+
+
+def _best(methods: Sequence[str], values: Sequence[float]) -> str:
+    return ", ".join(method for method, value in zip(methods, values, strict=True) if value == max(values))
