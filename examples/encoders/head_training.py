@@ -49,11 +49,10 @@ def train_head(
     Goes on from the checkpoint in ``folder``, where there is one.
     """
     start = time.perf_counter()
-    torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    run = _Run(corpus, inputs, spec, settings, device)
+    run = _Run(corpus, inputs, spec, settings, seed, device)
     run.resume(folder / CHECKPOINT)
     for epoch in run.epochs:
         report(epoch)
@@ -98,9 +97,11 @@ class _Run:
     inputs: dict[str, Inputs]
     spec: LossSpec
     settings: HeadSettings
+    seed: int
     device: torch.device
 
     def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
         settings, train = self.settings, self.inputs["train"]
         self.head = Head(train, self.corpus.num_labels, settings).to(self.device)
         self.loss = BalancedLoss(self.spec, self.corpus.statistics).to(self.device)
