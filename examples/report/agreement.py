@@ -76,8 +76,21 @@ CLAIMS = (
 )
 
 
-def figures_by_method(group: Group) -> dict[str, Figures]:
-    return {method: row.by_label for method, row in group.by_method.items()}
+def overview_table(groups: Sequence[tuple[Group, str | None]]) -> Table | None:
+    """Agreement with the paper at a glance: a row for each group of runs on a corpus of the paper."""
+    rows = []
+    for group, paper in groups:
+        claims, order = (claims_table(group), order_table(group, paper)) if paper else (None, None)
+        if claims is not None and order is not None:
+            held = sum(row[1] == "✓" for row in claims.rows)
+            correlations = {str(row[0]): row[1] for row in order.rows}
+            shown = (correlations[name] for name in ("total macro", "medium macro", "tail macro"))
+            rows.append([group.about, f"{held} of {len(claims.rows)}", *shown])
+    if not rows:
+        return None
+    header = ["", "claims that hold", "order by total macro-F1", "by medium macro-F1", "by tail macro-F1"]
+    notes = ["Order: rank correlation of the losses with the paper's figures, 1 for the same order."]
+    return Table("overview", "All runs", "agreement with the paper", header, rows, notes)
 
 
 def order_table(group: Group, paper: str | None) -> Table | None:
@@ -97,7 +110,8 @@ def order_table(group: Group, paper: str | None) -> Table | None:
         rows.append(
             [
                 f"{name} {kind}",
-                "-" if len(set(mine)) == 1 else f"{spearmanr(mine, theirs).statistic:.2f}",
+                # Without any difference there is no order.
+                "-" if 1 in (len(set(mine)), len(set(theirs))) else f"{spearmanr(mine, theirs).statistic:.2f}",
                 f"{alike} of {len(pairs)}",
                 best,
                 best_published,
@@ -116,8 +130,8 @@ def order_table(group: Group, paper: str | None) -> Table | None:
 
 def claims_table(group: Group) -> Table | None:
     """Which claims hold by our means; None where no claim can be judged."""
-    figures = figures_by_method(group)
-    rows = [row for claim in CLAIMS if (row := _judge(claim, figures)) is not None]
+    figures = {method: row.by_label for method, row in group.by_method.items()}
+    rows = [row for claim in CLAIMS if (row := judge(claim, figures)) is not None]
     if not rows:
         return None
     held = sum(row[1] == "✓" for row in rows)
@@ -132,7 +146,8 @@ def claims_table(group: Group) -> Table | None:
     )
 
 
-def _judge(claim: Claim, figures: dict[str, Figures]) -> list[str] | None:
+def judge(claim: Claim, figures: dict[str, Figures]) -> list[str] | None:
+    """Row of the claim, from figures by method; None where none of its comparisons can be made."""
     judged = [one for one in claim.comparisons if one.lower in figures and any(name in figures for name in one.higher)]
     if not judged:
         return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, diags_array
 
@@ -66,18 +67,18 @@ def draw_co_occurrence(corpus: CorpusFigures) -> Figure:
         axes.set_xticks(range(num_labels), names, rotation=90, fontsize=size)
         axes.set_yticks(range(num_labels), names, fontsize=size)
     else:
-        ranks = np.linspace(0, num_labels, 7)[:-1].round(-2).astype(int)
-        places = [int(np.searchsorted(edges, rank)) - 0.5 for rank in ranks]
+        ranks = [int(rank) for rank in MaxNLocator(6).tick_values(0, num_labels) if rank < num_labels]
+        places = np.interp(ranks, edges, np.arange(len(edges))) - 0.5
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks(places, [f"{rank:,}" for rank in ranks], fontsize=11)
     share = "" if named else f", {int(np.diff(edges).max())} to a cell"
     axes.set_xlabel(f"label j, most frequent first{share}", fontsize=13)
     axes.set_ylabel(f"label i, most frequent first{share}", fontsize=13)
-    axes.set_title(f"{corpus.sizes['name']}: co-occurrence in training", fontsize=14)
+    axes.set_title(f"{corpus.sizes['name']}: co-occurrence in training (lines: head, medium, tail)", fontsize=14)
     return figure
 
 
-def _mark_groups(axes, corpus: CorpusFigures, edges: NDArray[np.int64]) -> None:  # type: ignore[no-untyped-def]
+def _mark_groups(axes: Axes, corpus: CorpusFigures, edges: NDArray[np.int64]) -> None:
     """Lines between head, medium and tail."""
     for reached in (corpus.counts >= corpus.sizes["head"], corpus.counts > corpus.sizes["tail"]):
         place = np.interp(int(reached.sum()), edges, np.arange(len(edges))) - 0.5

@@ -36,7 +36,7 @@ def corpus_table(sizes: Json) -> Table:
         [name, value, *([_grouped(published[name]) if name in published else ""] if published else [])]
         for name, value in lines.items()
     ]
-    notes = [*([sizes["notice"]] if sizes["notice"] else []), *sizes["remarks"]]
+    notes = list(sizes["remarks"])
     if published:
         notes.append(
             f"Published: what paper and repository say of {CORPUS_NAMES[sizes['paper']]}; empty where neither does."

@@ -10,7 +10,7 @@ from pathlib import Path
 from atomic_file import atomic_file
 from matplotlib.figure import Figure
 
-from report.agreement import claims_table, order_table
+from report.agreement import claims_table, order_table, overview_table
 from report.co_occurrence_figure import draw_co_occurrence
 from report.confusion_table import confusion_table
 from report.corpus_figures import SIZES, CorpusFigures, read_corpus_figures
@@ -107,6 +107,8 @@ def make_report(folders: Sequence[Path], output: Path, warn: Warn) -> list[Path]
     document = Document(output)
     document.heading(1, "Report")
     content: Json = {"corpora": [], "groups": []}
+    papers = {fingerprint: figures.sizes["paper"] for fingerprint, figures in corpora.items()}
+    document.table(overview_table([(group, papers.get(group.fingerprint)) for group in groups]), "")
     places: set[str] = set()
     for fingerprint, name in names.items():
         place = _unused(slug(name), places)
@@ -119,7 +121,7 @@ def make_report(folders: Sequence[Path], output: Path, warn: Warn) -> list[Path]
             content["corpora"].append(figures.sizes)
         for group in groups:
             if group.fingerprint == fingerprint:
-                paper = figures.sizes["paper"] if figures else None
+                paper = papers.get(fingerprint)
                 _add_group(document, group, paper, _unused(f"{place}/{group.slug}", places))
                 content["groups"].append(_as_json(group, paper))
     return document.finish(content)

@@ -113,7 +113,8 @@ def _score_table(
     beside = [column for column in columns if any(column in scores for scores in published.values())]
     header = [""]
     for column in columns:
-        header += [f"{column} ours", f"{column} paper"] if column in beside else [column]
+        name = column.replace("<=", "≤").replace(">=", "≥")
+        header += [f"{name} ours", f"{name} paper"] if column in beside else [name]
     keys = [(column, kind) for column in columns for kind in KINDS]
     best = {
         at: max((figures(row)[at[0]][at[1]].mean for row in group.rows if at[0] in figures(row)), default=0)
