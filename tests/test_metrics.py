@@ -216,17 +216,21 @@ def test_state_goes_on_elsewhere(tmp_path):
     assert first.num_samples == 20
 
 
+def count_a_share(rank, store, path):
+    logits, targets = problem()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(store, 2), rank=rank, world_size=2)
+    f1 = counted(logits[rank::2], targets[rank::2], instance_groups={"single": (1, 1)})
+    f1.all_reduce()
+    np.save(f"{path}{rank}.npy", np.stack((f1.micro(), f1.macro(instances="single"))))
+    torch.distributed.destroy_process_group()
+
+
 def test_all_reduce_sums_over_processes(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        f1 = counted(*problem())
-        before = f1.micro()
-        f1.all_reduce()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert f1.num_samples == 60
-    assert np.array_equal(f1.micro(), before)
+    paths = str(tmp_path / "store"), str(tmp_path / "f1-")
+    torch.multiprocessing.spawn(count_a_share, paths, nprocs=2)
+    f1 = counted(*problem(), instance_groups={"single": (1, 1)})
+    for rank in range(2):
+        assert np.array_equal(np.load(f"{paths[1]}{rank}.npy"), [f1.micro(), f1.macro(instances="single")])
 
 
 def test_predicted_labels_are_those_counted():

@@ -1,6 +1,6 @@
 """F1 at 21 thresholds of 10,000 x 18,211 logits: time against scikit-learn's f1_score a threshold, and peak memory.
 
-    pytest benchmarks/test_metrics.py -s
+    pytest benchmarks/test_thresholded_f1.py -s
 
 scikit-learn is timed at three of the thresholds and that is multiplied by seven. It gets the probabilities ready made,
 predictions and targets once as dense bool and once as CSR, and gives micro-F1 alone; ours gives micro and macro.
@@ -99,7 +99,7 @@ def show_one_update():
 @pytest.mark.parametrize("how", ["streamed", "one_update"])
 def test_peak_memory(how):
     """In a process of its own, everything imported included."""
-    code = f"import sys; sys.path.insert(0, 'benchmarks'); import test_metrics; test_metrics.show_{how}()"
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import test_thresholded_f1 as b; b.show_{how}()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, peak = map(float, done.stdout.split())
     print(f"\n{how}: peak {peak:.2f} GB, before scoring {before:.2f} GB")
