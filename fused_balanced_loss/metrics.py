@@ -180,7 +180,10 @@ class ThresholdedF1:
         self._add("other", other.state_dict())
 
     def all_reduce(self, process_group: Any = None) -> None:
-        """Sums the counts over all processes of torch.distributed, once, after the last update."""
+        """Sums the counts over all processes of torch.distributed; to be called once, by all, after the last update."""
+        # A process without a single sample has its counts on the CPU still.
+        nccl = torch.distributed.get_backend(process_group) == "nccl"
+        self._counts = self._counts.to("cuda" if nccl else "cpu")
         number = torch.tensor([self.num_samples], device=self._counts.device)
         for counts in (self._counts, number):
             torch.distributed.all_reduce(counts, group=process_group)
