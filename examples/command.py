@@ -11,12 +11,15 @@ import torch
 from corpora.cache import CacheError
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import EncoderError
+from encoders.processes import is_main
 from experiment import Experiment
 from options import Options
 from progress import Progress
-from records import RecordError, RecordStore
-from report.corpus_figures import write_corpus_figures
-from results import print_summary, print_tables, write_results
+from records import KINDS, RecordError, RecordStore
+from report.corpus_figures import corpus_sizes, write_corpus_figures
+from report.corpus_table import corpus_table
+from report.document import make_report
+from report.terminal import tables_text
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -32,44 +35,54 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
         corpus = load(progress)
         notice = corpus.notice
         if notice:
-            print(notice, flush=True)
+            progress.finish(notice)
         return _run(corpus, options, progress)
     except KeyboardInterrupt:
-        print("\n\nInterrupted.", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
-    except (CacheError, CorpusError, EncoderError) as error:
+    except (CacheError, CorpusError, EncoderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     finally:
         if notice:
-            print(notice, flush=True)
+            progress.finish(notice)
 
 
 def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
     start = time.perf_counter()
-    print("\n".join((corpus.describe(), *corpus.remarks)))
-    store = RecordStore(options.output / "records", warn=progress.warn)
     experiment = Experiment(
-        corpus, options.encoder, options.plan, store, options.output / "work", options.cache, progress
+        corpus,
+        options.encoder,
+        options.plan,
+        RecordStore(options.output / "records", warn=progress.warn),
+        options.output / "work",
+        options.cache,
+        progress,
     )
-    code, reason = 0, ""
+    if not is_main():
+        experiment.run_missing()
+        return 0
+    progress.finish("\n".join((corpus.describe(), *corpus.remarks)))
+    print(f"\n{corpus_table(corpus_sizes(corpus)).text()}\n")
+    failure = ""
     try:
         write_corpus_figures(corpus, options.output)
         experiment.run_missing()
     except KeyboardInterrupt:
-        code, reason = INTERRUPTED, "Interrupted."
+        failure = "Interrupted."
     except (RecordError, EncoderError, CacheError, OSError) as error:
-        code, reason = FAILED, f"error: {error}"
-    records = experiment.records()
-    if reason:
-        print(f"\n\n{reason}", file=sys.stderr if code == FAILED else sys.stdout, flush=True)
-    if records:
-        print_tables(records)
-    if code:
+        failure = f"error: {error}"
+    tables = tables_text(experiment.records(), corpus.paper)
+    if tables:
+        print(f"\n{tables}\n")
+    if failure:
+        print(f"\n{failure}", file=sys.stderr, flush=True)
         print(f"The same command goes on from here: {shlex.join(['python', *sys.argv])}")
-        return code
-    print_summary(experiment)
-    for path in write_results(experiment, options.output):
+        return INTERRUPTED if failure == "Interrupted." else FAILED
+    if validation := experiment.validation_mean():
+        micro, macro = (100 * validation[kind] for kind in KINDS)
+        print(f"validation micro/macro-F1, mean of the losses: {micro:.2f}/{macro:.2f}")
+    for path in make_report([options.output], options.output / "report", progress.warn)[-3:]:
         print(f"wrote {path}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 0

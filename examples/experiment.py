@@ -15,6 +15,7 @@ from statistics import fmean
 import torch
 from corpora.corpus import Corpus
 from encoders.encoder import Encoder
+from encoders.processes import is_main
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
 from encoders.tfidf import SVM_TFIDF, tfidf_features
@@ -67,7 +68,8 @@ class Experiment:
         Raises:
             RecordError: where a result could not be recorded as a whole.
         """
-        self.store.open()
+        if is_main():
+            self.store.open()
         runs = list(self._runs())
         missing = {run: self.store.load(self._settings(*run)) is None for run in runs}
         if any(missing[method, seed] for method, seed in runs if method != "SVM"):
@@ -79,7 +81,8 @@ class Experiment:
                 self._run(method, seed)
             else:
                 self.progress.finish("done before, skipped")
-        self.store.close()
+        if is_main():
+            self.store.close()
 
     def records(self) -> list[Json]:
         """The records of this experiment's runs, as far as they are done."""
@@ -104,15 +107,21 @@ class Experiment:
         epochs: list[Json] = []
 
         def report(epoch: Json) -> None:
+            if not is_main():
+                return
             epochs.append(epoch)
             self.store.save_running(settings, versions(), epochs)
             self.progress.epoch(epoch, self.encoder.num_epochs)
 
         if method == "SVM":
+            if not is_main():
+                return
             features = tfidf_features(self.corpus, SVM_TFIDF, self.cache, self.progress.say, self.progress.warn)
             result = run_svm(self.corpus, features, folder, self.plan.jobs, self.progress.say)
         else:
             result = self.encoder.run(self.corpus, self._spec(method), seed, folder, report)
+        if not is_main():
+            return
         self.store.save_done(settings, versions(), epochs, result)
         shutil.rmtree(folder, ignore_errors=True)
         total, tail = result["test"]["total"], result["test"]["tail"]

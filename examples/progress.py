@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Any
 
+from encoders.processes import is_main
+
 # Without a terminal a line of progress is printed now and then.
 QUIET_SECONDS = 30.0
 
@@ -15,6 +17,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.terminal = sys.stdout.isatty()
+        self.silent = not is_main()
         self.name = ""
         self.last = time.monotonic()
 
@@ -25,6 +28,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that the next one replaces."""
+        if self.silent:
+            return
         if self.terminal:
             print(f"\r\x1b[2K{self.name}{text}", end="", flush=True)
         elif time.monotonic() - self.last > QUIET_SECONDS:
@@ -35,6 +40,8 @@ class Progress:
 
     def finish(self, text: str) -> None:
         """A line that stays."""
+        if self.silent:
+            return
         if self.terminal:
             print("\r\x1b[2K", end="")
         self._print(text)

@@ -16,7 +16,6 @@ from atomic_file import atomic_file
 from fused_balanced_loss import SparseTargets
 
 Json = dict[str, Any]
-Scores = dict[str, dict[str, float]]
 GROUPS = ("total", "head", "medium", "tail")
 KINDS = ("micro", "macro")
 RUNNING, DONE = "running", "done"

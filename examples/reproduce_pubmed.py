@@ -36,7 +36,6 @@ def pubmed_options(arguments: Sequence[str] | None = None) -> Options:
         "file",
         nargs="?",
         type=existing_file,
-        default=argparse.SUPPRESS,
         help="a BioASQ file of articles, JSON or gzipped JSON (participants-area.bioasq.org)",
     )
     parser.add_argument("--years", type=years, default="{}-{}".format(*YEARS), help="first and last, or all")
@@ -47,7 +46,7 @@ def pubmed_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--headings", type=integer(2), default=NUM_LABELS, help="labels of the generated file")
     parser.set_defaults(paper_model="dmis-lab/biobert-base-cased-v1.1")
     options = parse_options(parser, arguments, HEADS)
-    if ("file" in options.own) == options.own.generated:
+    if (options.own.file is None) != options.own.generated:
         parser.error("expected a BioASQ file or --generated")
     try:
         "".encode(options.own.encoding)

@@ -21,7 +21,8 @@ from corpora.reuters import ReutersUnavailableError, load_reuters
 from encoders.head import HeadSettings
 from options import Options, make_parser, parse_options
 
-HEADS = {"tfidf": HeadSettings(), "frozen": HeadSettings(), "frozen+tfidf": HeadSettings()}
+WITH_FROZEN = HeadSettings(learning_rate=3e-3, dropout=0.3)
+HEADS = {"tfidf": HeadSettings(), "frozen": WITH_FROZEN, "frozen+tfidf": WITH_FROZEN}
 
 
 def reuters_options(arguments: Sequence[str] | None = None) -> Options:

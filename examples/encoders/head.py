@@ -38,7 +38,7 @@ class Inputs:
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Inputs:
         return Inputs(
             None if self.words is None else self.words[rows],
-            None if self.features is None else np.require(self.features[rows], requirements="CW"),
+            None if self.features is None else np.require(self.features[rows], requirements=("C", "W")),
         )
 
 
