@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NothingToReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted: what is written of the report is whole, the rest is as it was.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"error: {options.output}: cannot be written: {error.strerror or error}", file=sys.stderr)
         return 1

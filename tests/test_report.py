@@ -267,6 +267,22 @@ def test_tables_have_means_deviations_and_the_papers_figures(tmp_path):
     assert (runs["DB", "seeds"], runs["DB", "peak memory, GiB"]) == ("0, 1, 2", "1.00")
 
 
+def test_a_claim_that_fails_says_where():
+    zeros = {group: {"micro": 0.0, "macro": 0.0} for group in ("total", "head", "medium", "tail")}
+    equal = {method: summarize([zeros]) for method in PAPER_LOSSES}
+    assert judge(CLAIMS[4], equal) == [
+        CLAIMS[4].text,
+        "✗",
+        "0 of 8",
+        "total micro: DB-0FL 0.00 = DB 0.00; total macro: DB-0FL 0.00 = DB 0.00; head micro: DB-0FL 0.00 = DB 0.00; "
+        "head macro: DB-0FL 0.00 = DB 0.00; and 4 more",
+    ]
+    noisy = summarize([zeros, {group: {"micro": 0.2, "macro": 0.2} for group in zeros}])
+    assert "DB-0FL 10.00 ≈ DB 0.00" in judge(CLAIMS[4], equal | {"DB-0FL": noisy})[3]
+    assert judge(CLAIMS[0], {"BCE": noisy}) is None
+    assert judge(CLAIMS[0], {"BCE": noisy, "DB": equal["DB"]})[2] == "0 of 4, 20 without runs"
+
+
 def test_a_corpus_of_ones_own_has_no_column_of_the_paper(tmp_path):
     (group,) = groups_of(all_records(), tmp_path)
     assert frequency_table(group, None).header == ["", "total", "head", "medium", "tail"]
@@ -294,7 +310,9 @@ def test_missing_methods_and_seeds_are_said(tmp_path):
 def test_runs_with_other_settings_are_not_averaged_together(tmp_path):
     records = [make_record(method, seed) for method in ("BCE", "DB") for seed in range(2)]
     records += [make_record("DB", 0, 5.0, training={"epochs": 3}), make_record("FL", 0, training={"epochs": 7})]
+    records[1]["result"]["learning_rate"] = 4e-4
     (group,) = groups_of(records, tmp_path)
+    assert columns(runs_table(group))["BCE", "learning rate"] == "0.0004"
     assert [row.name for row in group.rows] == ["BCE", "FL", "DB", "DB (epochs 3)"]
     assert [len(row.runs) for row in group.rows] == [2, 1, 2, 1]
     assert group.by_method["DB"].name == "DB"
@@ -431,6 +449,7 @@ def test_a_report_that_cannot_be_written(run_folder, tmp_path, capsys):
 def test_text_for_the_terminal():
     text = tables_text(all_records(), "reuters")
     assert "Table 2" in text and "Table 3" in text and "7 of 7 of the paper's claims hold" in text
+    assert "90.62±1.00/64.47±1.00*" in text and "*: the best" in text and "Bold" not in text
     assert "claims" not in tables_text(all_records(), None)
     assert tables_text([], "reuters") == ""
 

@@ -165,7 +165,8 @@ def _failure(one: Comparison, figures: dict[str, Figures]) -> str:
     lower = figures[one.lower][group][kind]
     if higher.mean > lower.mean:
         return ""
-    sign = "≈" if lower.mean - higher.mean < hypot(higher.std, lower.std) else ">"
+    difference = lower.mean - higher.mean
+    sign = "=" if not difference else "≈" if difference < hypot(higher.std, lower.std) else ">"
     return f"{group} {kind}: {one.lower} {lower.mean:.2f} {sign} {' or '.join(one.higher)} {higher.mean:.2f}"
 
 

@@ -161,8 +161,8 @@ def _add_group(document: Document, group: Group, paper: str | None, place: str) 
 
 
 def _progress(run: Run) -> str:
-    best = max((epoch.get("micro_f1", 0) for epoch in run.epochs), default=None)
-    so_far = f", best validation micro-F1 {100 * best:.2f}" if best else ""
+    scores = [score for epoch in run.epochs if isinstance(score := epoch.get("micro_f1"), (int, float))]
+    so_far = f", best validation micro-F1 {100 * max(scores):.2f}" if scores else ""
     return f"{run.method} seed {run.seed} ({len(run.epochs)} epochs{so_far})"
 
 

@@ -29,8 +29,8 @@ def draw_rare_labels(group: Group, paper: str | None) -> Figure:
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=9)
         if published:
-            theirs = [published[method][name]["micro"] if method in published else 0.0 for method in rows]
-            beside = axes.bar([at + 0.2 for at in places], theirs, width, color=PAPER, label="paper")
+            theirs = {at: published[method][name]["micro"] for at, method in enumerate(rows) if method in published}
+            beside = axes.bar([at + 0.2 for at in theirs], list(theirs.values()), width, color=PAPER, label="paper")
             axes.bar_label(beside, fmt="%.1f", fontsize=9)
         axes.set_ylabel(f"{name} micro-F1, %", fontsize=11)
         axes.set_xticks(list(places), list(rows), fontsize=11)

@@ -81,12 +81,14 @@ def runs_table(group: Group) -> Table:
             continue
         results = [run.result or {} for run in row.runs]
         peak = _mean_of(results, "peak_memory_bytes")
+        rates = {rate for result in results if isinstance(rate := result.get("learning_rate"), float)}
         cells.append(
             [
                 row.name,
                 ", ".join(str(run.seed) for run in row.runs),
                 _text(_mean_of(results, "best_epoch"), ".1f"),
                 _text(_mean_of(results, "threshold"), ".3f"),
+                ", ".join(f"{rate:.2g}" for rate in sorted(rates)) or "-",
                 _text(_mean_of(results, "seconds"), ".0f"),
                 _text(peak and peak / 2**30, ".2f"),
             ]
@@ -95,7 +97,7 @@ def runs_table(group: Group) -> Table:
         "runs",
         group.about,
         "the runs; means over the seeds",
-        ["", "seeds", "best epoch", "threshold", "seconds", "peak memory, GiB"],
+        ["", "seeds", "best epoch", "threshold", "learning rate", "seconds", "peak memory, GiB"],
         cells,
         [*_unlike_settings(group), *_versions(group)],
     )
@@ -143,8 +145,15 @@ def _score_table(
             elif column in beside:
                 line.append("")
         cells.append(line)
-    notes = ["Bold: the best micro- or macro-F1 of the column."] if len(cells) > 1 else []
-    return Table(name, group.about, caption, header, cells, [*notes, *_gaps(group, published)])
+    return Table(
+        name,
+        group.about,
+        caption,
+        header,
+        cells,
+        _gaps(group, published),
+        bold="the best micro- or macro-F1 of the column",
+    )
 
 
 def _gaps(group: Group, published: dict[str, Scores]) -> list[str]:

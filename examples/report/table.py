@@ -40,7 +40,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """``name`` is the file's; ``about`` says whose figures they are; ``left`` columns are aligned to the left."""
+    """``name`` is the file's; ``about`` says whose figures they are; ``bold`` what bold means; ``left`` columns are
+    aligned to the left."""
 
     name: str
     about: str
@@ -48,6 +49,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     notes: Sequence[str] = ()
+    bold: str = ""
     left: int = 1
 
     def text(self) -> str:
@@ -61,7 +63,7 @@ class Table:
             ).rstrip()
             for line in lines
         )
-        return "\n".join((f"{self.about}: {self.caption}", "", *aligned, *(f"\n{note}" for note in self.notes)))
+        return "\n".join((f"{self.about}: {self.caption}", "", *aligned, *(f"\n{note}" for note in self._notes("*"))))
 
     def markdown(self) -> str:
         rule = ["---" if at < self.left else "---:" for at in range(len(self.header))]
@@ -72,7 +74,7 @@ class Table:
                 (
                     f"**{_escape(self.caption[:1].upper() + self.caption[1:])}**\n",
                     *lines,
-                    *(f"\n{_escape(note)}" for note in self.notes),
+                    *(f"\n{_escape(note)}" for note in self._notes("Bold")),
                 )
             )
             + "\n"
@@ -81,7 +83,7 @@ class Table:
     def latex(self) -> str:
         """A table environment; needs the packages amssymb, booktabs and graphicx."""
         align = "l" * self.left + "r" * (len(self.header) - self.left)
-        notes = "".join(f"\n\n\\smallskip{{\\footnotesize {latex_escape(note)}\\par}}" for note in self.notes)
+        notes = "".join(f"\n\n\\smallskip{{\\footnotesize {latex_escape(note)}\\par}}" for note in self._notes("Bold"))
         return "\n".join(
             (
                 r"\begin{table}[htbp]",
@@ -99,6 +101,9 @@ class Table:
             )
         )
 
+    def _notes(self, mark: str) -> list[str]:
+        return [*([f"{mark}: {self.bold}."] if self.bold else []), *self.notes]
+
 
 def latex_escape(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
@@ -106,7 +111,7 @@ def latex_escape(text: str) -> str:
 
 
 def _plain(cell: Cell | str) -> str:
-    return cell if isinstance(cell, str) else cell.join(str, "{}")
+    return cell if isinstance(cell, str) else cell.join(str, "{}*")
 
 
 def _escape(text: str) -> str:
