@@ -1,6 +1,8 @@
 """Balanced losses for long-tailed multi-label classification, fused into one pass over the logits."""
 
 from .label_statistics import FrequencyGroups, LabelStatistics
+from .linear_loss import linear_balanced_loss
+from .linear_module import LinearBalancedLoss
 from .logits_loss import balanced_loss
 from .modules import (
     BalancedLoss,
@@ -24,10 +26,12 @@ __all__ = [
     "FocalLoss",
     "FrequencyGroups",
     "LabelStatistics",
+    "LinearBalancedLoss",
     "LossSpec",
     "NegativeTolerantFocalLoss",
     "RebalancedFocalLoss",
     "SparseTargets",
     "SparseTargetsCollator",
     "balanced_loss",
+    "linear_balanced_loss",
 ]

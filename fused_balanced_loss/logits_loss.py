@@ -152,7 +152,7 @@ def balanced_loss(
         num_samples=0 if statistics is None else statistics.num_samples,
         saved={},
     )
-    backend = select(impl, logits)
+    backend = select(impl, logits.device, logits.numel())
     scale = 1 / flat.numel() if reduction == "mean" and label_mask is None else 1.0
     if gradient == "auto":
         # The mean over a mask is divided after the sum: the upstream gradient is never 1.

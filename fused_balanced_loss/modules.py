@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arguments import GradientMode, Reduction, check_settings
 from .backends.select import Impl
 from .label_statistics import LabelStatistics
 from .logits_loss import balanced_loss
 from .spec import PAPER_MU, LossSpec
+from .statistics_module import StatisticsModule
 from .targets import SparseTargets
-from .terms import label_terms
 
 
-class BalancedLoss(nn.Module):
+class BalancedLoss(StatisticsModule):
     """Any loss of the family as a module.
 
     The label counts are buffers: ``state_dict``, ``.to()`` and ``copy.deepcopy`` carry them, and loading a state dict
@@ -30,9 +29,6 @@ class BalancedLoss(nn.Module):
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-
-    counts: Tensor | None
-    num_samples: Tensor | None
 
     def __init__(
         self,
@@ -49,13 +45,7 @@ class BalancedLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
         self.gradient: GradientMode = gradient
-        self.statistics = statistics
-        device = None if statistics is None else torch.get_default_device()
-        self.register_buffer("counts", None if statistics is None else statistics.counts.to(device, copy=True))
-        self.register_buffer(
-            "num_samples", None if statistics is None else torch.tensor(statistics.num_samples, device=device)
-        )
-        self._prepare()
+        self.keep_statistics(statistics)
 
     def forward(
         self,
@@ -82,36 +72,6 @@ class BalancedLoss(nn.Module):
         return ", ".join(
             (*fields, f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}")
         )
-
-    def _prepare(self) -> None:
-        """Has the constants at hand before the first call, which may be traced or captured."""
-        if self.counts is not None and self.counts.device.type != "meta":
-            label_terms(self.statistics, self.spec, torch.float32, self.counts.device)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> BalancedLoss:
-        super()._apply(fn, recurse)
-        self._prepare()
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        before = len(error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if len(error_msgs) > before or self.counts is None or self.num_samples is None:
-            return
-        if self.counts.device.type != "meta":
-            self.statistics = LabelStatistics.from_counts(self.counts, int(self.num_samples), degenerate="ignore")
-            self._prepare()
 
 
 class DistributionBalancedLoss(BalancedLoss):

@@ -14,6 +14,7 @@ from ..terms import Problem
 from .cpp_library import library
 from .eager import scale_gradient
 from .flatten import target_tensors
+from .memory import empty
 
 __all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_gradient"]
 
@@ -53,7 +54,7 @@ def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension)."""
-    out = torch.empty(problem.logits.shape, dtype=problem.logits.dtype)
+    out = empty(problem.logits.shape, problem.logits.dtype, problem.logits.device)
     _run("loss_gradient", problem, scale * upstream.item(), out)
     return out
 
@@ -61,7 +62,7 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
 def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     if out is None:
-        out = torch.empty(problem.logits.shape, dtype=problem.logits.dtype)
+        out = empty(problem.logits.shape, problem.logits.dtype, problem.logits.device)
     return _run("loss_value_and_gradient", problem, scale, out), out
 
 

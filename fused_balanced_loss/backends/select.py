@@ -104,8 +104,8 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on")
 
 
-def select(impl: str, logits: Tensor) -> Backend:
-    """The implementation for ``impl``, one of IMPLS, on these logits.
+def select(impl: str, device: torch.device, size: int) -> Backend:
+    """The implementation for ``impl``, one of IMPLS, on a device, for ``size`` logits at once.
 
     Raises:
         RuntimeError: for ``impl="triton"`` where Triton or a GPU is missing.
@@ -115,19 +115,19 @@ def select(impl: str, logits: Tensor) -> Backend:
     if impl == "compile":
         return compiled
     if impl == "triton":
-        if not (logits.is_cuda or interpreting()):
+        if not (device.type == "cuda" or interpreting()):
             raise RuntimeError(
                 f"impl: 'triton' needs logits on a GPU, or TRITON_INTERPRET=1 set before triton is imported; "
-                f"got logits on {logits.device}"
+                f"got logits on {device}"
             )
         backend = triton_backend()
         if backend is None:
             raise RuntimeError("impl: 'triton' needs the package triton, which is not installed or does not import")
         return backend
-    if logits.is_cuda:
+    if device.type == "cuda":
         return triton_backend() or COMPILED
     if torch.compiler.is_compiling():
         return compiled
-    if logits.device.type == "cpu" and logits.numel() >= COMPILE_FROM:
+    if device.type == "cpu" and size >= COMPILE_FROM:
         return COMPILED
     return eager

@@ -1,0 +1,319 @@
+"""Linear classifier and loss in one, without the logits: checks, autograd, and the functional form."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .arguments import Reduction, check_settings, flat_label_mask, flat_sample_weight, flat_targets
+from .backends.select import Backend, Impl, select
+from .classifier_pass import Gradients, classifier_pass, default_chunk_size
+from .classifier_update import ClassifierUpdate
+from .label_chunks import LabelChunks
+from .label_statistics import LabelStatistics
+from .logits_loss import balanced_loss
+from .spec import LossSpec
+from .targets import SparseTargets, check_binary
+from .terms import Problem, compute_dtype, label_terms, row_weight
+
+LinearGradientMode = Literal["auto", "forward", "backward"]
+LINEAR_GRADIENT_MODES: tuple[str, ...] = get_args(LinearGradientMode)
+
+_NO_LOGITS = torch.empty(0)
+
+
+class Call(NamedTuple):
+    """One call's settings: what forward and backward share besides features, weight and bias.
+
+    problem: of all ``num_labels`` labels, without logits. first_label: the label of the weight's first row.
+    dtype: of the products.
+    """
+
+    problem: Problem
+    backend: Backend
+    chunk_size: int
+    first_label: int
+    num_labels: int
+    scale: float
+    dtype: torch.dtype
+
+    def run(
+        self, features: Tensor, weight: Tensor, bias: Tensor | None, wants: tuple[bool, bool, bool], sink: Any = None
+    ) -> tuple[Tensor, Gradients]:
+        chunks = LabelChunks(self.problem, self.chunk_size, self.first_label, len(weight))
+        return classifier_pass(
+            features.detach().to(self.dtype),
+            weight.detach(),
+            None if bias is None else bias.detach(),
+            chunks,
+            self.chunk_size,
+            self.backend,
+            self.scale,
+            wants=wants,
+            sink=sink,
+        )
+
+
+class _LinearLoss(torch.autograd.Function):
+    """``scale`` times the sum of the loss; ``early`` makes the gradients in the same pass."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, early: bool) -> Tensor:
+        wants = tuple(ctx.needs_input_grad[:3])
+        loss, gradients = call.run(features, weight, bias, wants if early else (False, False, False))
+        ctx.save_for_backward(features, weight, bias)
+        ctx.call, ctx.wants, ctx.gradients = call, wants, gradients if early else None
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            # In the backward by choice, or a second one: the first has given its gradients away.
+            _, gradients = ctx.call.run(features, weight, bias, ctx.wants)
+        return (*finish(gradients, upstream, ctx.call, features, bias), None, None)
+
+
+class _UpdatingLoss(torch.autograd.Function):
+    """``scale`` times the sum of the loss; the backward changes weight and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: ClassifierUpdate
+    ) -> Tensor:
+        loss, _ = call.run(features, weight, bias, (False, False, False))
+        ctx.save_for_backward(features, weight, bias, loss)
+        ctx.call, ctx.update = call, update
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # A second backward finds the weight changed, and autograd says so.
+        features, weight, bias, loss = ctx.saved_tensors
+        call: Call = ctx.call
+        finite = torch.isfinite(loss) & torch.isfinite(upstream)
+        sink = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), upstream * call.scale, finite)
+        _, gradients = call.run(features, weight, bias, (ctx.needs_input_grad[0], True, True), sink)
+        torch.autograd.graph.increment_version(weight)
+        if bias is not None:
+            torch.autograd.graph.increment_version(bias)
+        return (finish(gradients, upstream, call, features, bias)[0], None, None, None, None)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _updating_loss(
+    features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: ClassifierUpdate
+) -> Tensor:
+    loss: Tensor = _UpdatingLoss.apply(features, weight, bias, call, update)
+    return loss
+
+
+def finish(
+    gradients: Gradients, upstream: Tensor, call: Call, features: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients times scale and upstream gradient, in the dtypes of what they belong to."""
+    factor = upstream * call.scale
+    d_features, d_weight, d_bias = gradients
+    if d_features is not None:
+        d_features = (d_features * factor).to(features.dtype)
+    if d_weight is not None:
+        call.backend.scale_gradient(d_weight, factor if d_weight.dtype == torch.float16 else upstream)
+    if d_bias is not None and bias is not None:
+        d_bias = (d_bias * factor).to(bias.dtype)
+    return d_features, d_weight, d_bias
+
+
+def linear_balanced_loss(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor | SparseTargets,
+    statistics: LabelStatistics | None,
+    spec: LossSpec,
+    *,
+    reduction: Reduction = "mean",
+    sample_weight: Tensor | None = None,
+    label_mask: Tensor | None = None,
+    chunk_size: int | None = None,
+    impl: Impl = "auto",
+    gradient: LinearGradientMode = "auto",
+    update: ClassifierUpdate | None = None,
+) -> Tensor:
+    """``balanced_loss(F.linear(features, weight, bias), ...)`` without the logits.
+
+    No element of these losses (Huang et al., EMNLP 2021) needs another's logit, so a chunk of labels is finished when
+    it has been seen once: its logits are made, turned into their gradient in place, and multiplied into the gradients
+    of features and weight, before the next chunk takes their place. Beyond the arguments and their gradients this
+    holds one chunk of logits [N, chunk_size], whatever C is.
+
+    Args:
+        features: [..., D], float16, bfloat16, float32 or float64. All dimensions before the last are samples, N in all.
+        weight: [C, D]. Of the features' dtype, except under autocast, whose dtype the products then take: the weight
+            is converted chunk by chunk.
+        bias: [C], or None.
+        targets, statistics, spec, sample_weight, label_mask: as for :func:`balanced_loss`, for logits [..., C].
+        reduction: ``"mean"`` or ``"sum"``.
+        chunk_size: labels of a chunk, at least 1; None takes as many, a multiple of 128, as keep weights and logits of
+            a chunk in cache.
+        impl: as for :func:`balanced_loss`; ``"reference"`` makes the logits.
+        gradient: ``"forward"`` makes the gradients in the pass that computes the loss, and keeps them;
+            ``"backward"`` computes each chunk's logits again. ``"auto"``: forward.
+        update: an in-place optimizer that changes weight and bias in the backward, chunk by chunk; they get no
+            gradient. Each backward is one step. Under torch.compile the graph breaks here.
+
+    Returns:
+        float32 (float64 for float64 features), no dimensions. Products accumulate in float32; factor and upstream
+        gradient are applied in float32.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: for ``impl="triton"`` without Triton or GPU.
+    """
+    check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size)
+    check_classifier(features, weight, bias, statistics if spec.needs_statistics else None)
+    if impl == "reference":
+        logits = torch.nn.functional.linear(features, weight, bias)
+        return balanced_loss(
+            logits,
+            targets,
+            statistics,
+            spec,
+            reduction=reduction,
+            sample_weight=sample_weight,
+            label_mask=label_mask,
+            impl=impl,
+        )
+    flat = features.reshape(-1, features.shape[-1])
+    shape = (*features.shape[:-1], len(weight))
+    call, divisor = prepare(
+        flat, shape, targets, statistics, spec, reduction, sample_weight, label_mask, chunk_size, impl
+    )
+    if len(flat) == 0:
+        # Zero, with zero gradients.
+        loss = (features.sum() + weight.sum() * 0) * 0
+        return loss.to(compute_dtype(features.dtype))
+    if update is not None:
+        loss = _updating_loss(flat, weight, bias, call, update)
+    elif torch.compiler.is_compiling():
+        from .linear_operator import operator
+
+        loss = operator(flat, weight, bias, call, impl)
+    elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (features, weight, bias)):
+        loss = _LinearLoss.apply(flat, weight, bias, call, gradient != "backward")
+    else:
+        loss, _ = call.run(flat, weight, bias, (False, False, False))
+    return finish_loss(loss, divisor, call.problem.targets)
+
+
+def prepare(
+    flat: Tensor,
+    shape: tuple[int, ...],
+    targets: Tensor | SparseTargets,
+    statistics: LabelStatistics | None,
+    spec: LossSpec,
+    reduction: str,
+    sample_weight: Tensor | None,
+    label_mask: Tensor | None,
+    chunk_size: int | None,
+    impl: str,
+    first_label: int = 0,
+    num_rows: int | None = None,
+) -> tuple[Call, Tensor | None]:
+    """The call for features [N, D] and logits of ``shape`` [..., C], and what its loss is yet to be divided by.
+
+    A shard of the classifier has ``num_rows`` of the C labels, from ``first_label``.
+    """
+    device, num_labels = flat.device, shape[-1]
+    targets = flat_targets(targets, shape, device)
+    mask = flat_label_mask(label_mask, shape, device)
+    sample_weight = flat_sample_weight(sample_weight, shape, device)
+    if len(flat) == 0 and reduction == "mean":
+        raise ValueError(f"features: expected at least one sample for reduction 'mean', got shape {list(shape[:-1])}")
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else flat.dtype
+    exact = compute_dtype(dtype)
+    problem = Problem(
+        logits=_NO_LOGITS,
+        targets=targets,
+        spec=spec,
+        terms=label_terms(statistics, spec, exact, device),
+        row_weight=row_weight(targets, statistics, spec, sample_weight, exact),
+        label_mask=mask,
+        num_samples=0 if statistics is None else statistics.num_samples,
+        saved={},
+    )
+    own = num_labels if num_rows is None else num_rows
+    if chunk_size is None:
+        chunk_size = default_chunk_size(len(flat), flat.shape[1], dtype, device)
+    call = Call(
+        problem=problem,
+        backend=select(impl, device, len(flat) * own),
+        chunk_size=min(chunk_size, own),
+        first_label=first_label,
+        num_labels=num_labels,
+        scale=1 / (len(flat) * num_labels) if reduction == "mean" and mask is None else 1.0,
+        dtype=dtype,
+    )
+    return call, mask.sum().clamp(min=1) if reduction == "mean" and mask is not None else None
+
+
+def finish_loss(loss: Tensor, divisor: Tensor | None, targets: Tensor | SparseTargets) -> Tensor:
+    """The mean over a mask; and an error for the invalid target that has turned the loss into NaN."""
+    if divisor is not None:
+        loss = loss / divisor
+    looking = not torch.compiler.is_compiling() and loss.device.type == "cpu" and isinstance(targets, Tensor)
+    if looking and math.isnan(loss.item()):
+        check_binary(targets)
+    return loss
+
+
+def check_linear_settings(
+    spec: LossSpec,
+    statistics: LabelStatistics | None,
+    reduction: str,
+    impl: str,
+    gradient: str,
+    chunk_size: int | None,
+) -> None:
+    """Raises TypeError or ValueError, naming the setting, unless all fit together."""
+    check_settings(spec, statistics, reduction, impl, "auto")
+    if reduction == "none":
+        raise ValueError("reduction: expected 'mean' or 'sum', got 'none', which would need the logits")
+    if gradient not in LINEAR_GRADIENT_MODES:
+        expected = ", ".join(map(repr, LINEAR_GRADIENT_MODES))
+        raise ValueError(f"gradient: expected one of {expected}; got {gradient!r}")
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
+        raise TypeError(f"chunk_size: expected an integer or None, got {type(chunk_size).__name__}")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+
+
+def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, statistics: LabelStatistics | None) -> None:
+    """Raises TypeError or ValueError unless features, weight, bias and statistics belong together."""
+    for name, value in (("features", features), ("weight", weight), ("bias", bias)):
+        if name == "bias" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}")
+        if value.device != features.device:
+            raise ValueError(f"{name}: expected the device of the features, {features.device}, got {value.device}")
+        if value.dtype != features.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise TypeError(f"{name}: expected the dtype of the features, {features.dtype}, got {value.dtype}")
+    if features.dim() < 2 or features.shape[-1] == 0:
+        raise ValueError(f"features: expected [..., D] with at least two dimensions, got shape {list(features.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != features.shape[-1] or len(weight) == 0:
+        raise ValueError(f"weight: expected [C, {features.shape[-1]}] with C >= 1, got shape {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected [{len(weight)}], as the weight's rows, got shape {list(bias.shape)}")
+    if statistics is not None and statistics.num_labels != len(weight):
+        raise ValueError(
+            f"weight: expected {statistics.num_labels} rows, as labels in statistics, got shape {list(weight.shape)}"
+        )
