@@ -11,6 +11,7 @@ import torch
 from corpora.cache import CacheError
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import EncoderError
+from encoders.memory import describe_memory
 from encoders.processes import is_main
 from experiment import Experiment
 from options import Options
@@ -64,6 +65,7 @@ def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
         return 0
     progress.finish("\n".join((corpus.describe(), *corpus.remarks)))
     print(f"\n{corpus_table(corpus_sizes(corpus)).text()}\n")
+    print(f"memory with the corpus at hand: {describe_memory()}", flush=True)
     failure = ""
     try:
         write_corpus_figures(corpus, options.output)

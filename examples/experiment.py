@@ -15,6 +15,7 @@ from statistics import fmean
 import torch
 from corpora.corpus import Corpus
 from encoders.encoder import Encoder
+from encoders.memory import describe_memory
 from encoders.processes import is_main
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
@@ -74,6 +75,7 @@ class Experiment:
         missing = {run: self.store.load(self._settings(*run)) is None for run in runs}
         if any(missing[method, seed] for method, seed in runs if method != "SVM"):
             self.encoder.prepare(self.corpus, self.progress.say)
+            self.progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
         for number, (method, seed) in enumerate(runs, 1):
             name = method if method == "SVM" else f"{method} seed {seed}"
             self.progress.start(f"[{number}/{len(runs)}] {name}")
@@ -128,7 +130,7 @@ class Experiment:
         self.progress.finish(
             f"test micro/macro-F1 {100 * total['micro']:.2f}/{100 * total['macro']:.2f}, "
             f"tail {100 * tail['micro']:.2f}/{100 * tail['macro']:.2f}, {result['seconds']:.0f} s, "
-            f"{result['peak_memory_bytes'] / 2**30:.1f} GiB"
+            f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB"
         )
 
     @cached_property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from encoders.encoder import Json, Report
 from encoders.head import Head, HeadSettings, Inputs
+from encoders.memory import peak_memory, resident_memory
 from encoders.scoring import score_test, score_validation
 from fused_balanced_loss import BalancedLoss, LossSpec
 
@@ -68,6 +68,7 @@ def train_head(
                 "micro_f1": validation.micro_f1,
                 "threshold": validation.threshold,
                 "seconds": run.seconds,
+                "memory_bytes": resident_memory().get("own"),
             }
         )
         if run.best is None or validation.micro_f1 > run.best["micro_f1"]:
@@ -175,10 +176,3 @@ class _Run:
             # Whatever a broken file raises; half of its state may have been taken over.
             print(f"\nwarning: {path} cannot be read ({error}); the run begins anew", file=sys.stderr)
             self.__post_init__()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocations in this run, or of the process so far where the device is the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from encoders.encoder import Json
-from encoders.head_training import peak_memory
+from encoders.memory import peak_memory
 from encoders.scoring import score_test, score_validation
 from encoders.tfidf import SVM_TFIDF, SparseFeatures
 
