@@ -107,14 +107,6 @@ class _UpdatingLoss(torch.autograd.Function):
         return (finish(gradients, upstream, call, features, bias)[0], None, None, None, None)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _updating_loss(
-    features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: ClassifierUpdate
-) -> Tensor:
-    loss: Tensor = _UpdatingLoss.apply(features, weight, bias, call, update)
-    return loss
-
-
 def finish(
     gradients: Gradients, upstream: Tensor, call: Call, features: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -200,7 +192,9 @@ def linear_balanced_loss(
         loss = (features.sum() + weight.sum() * 0) * 0
         return loss.to(compute_dtype(features.dtype))
     if update is not None:
-        loss = _updating_loss(flat, weight, bias, call, update)
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break()
+        loss = _UpdatingLoss.apply(flat, weight, bias, call, update)
     elif torch.compiler.is_compiling():
         from .linear_operator import operator
 
@@ -267,8 +261,10 @@ def finish_loss(loss: Tensor, divisor: Tensor | None, targets: Tensor | SparseTa
     """The mean over a mask; and an error for the invalid target that has turned the loss into NaN."""
     if divisor is not None:
         loss = loss / divisor
-    looking = not torch.compiler.is_compiling() and loss.device.type == "cpu" and isinstance(targets, Tensor)
+    looking = isinstance(targets, Tensor) and targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    # Looking for it only where the loss is NaN costs a good call nothing.
     if looking and math.isnan(loss.item()):
+        assert isinstance(targets, Tensor)
         check_binary(targets)
     return loss
 

@@ -105,7 +105,9 @@ class LinearBalancedLoss(StatisticsModule):
             device="meta",
             **options,
         )
-        module.weight, module.bias = linear.weight, linear.bias
+        # Whatever else holds them sees what training makes of them.
+        module.register_parameter("weight", linear.weight)  # type: ignore[arg-type]
+        module.register_parameter("bias", linear.bias)
         if update is not None:
             module.update = update
             update.prepare(module.weight, module.bias)

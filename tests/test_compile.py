@@ -47,7 +47,7 @@ def test_compiled_form_in_float64_and_bfloat16(device):
 def test_auto_takes_the_compiled_form_for_large_cpu_inputs(monkeypatch):
     logits, targets, statistics = problem(8, 50)
     monkeypatch.setattr(select, "COMPILE_FROM", 1)
-    assert select.select("auto", logits) is select.COMPILED
+    assert select.select("auto", logits.device, logits.numel()) is select.COMPILED
     loss, gradient = loss_and_gradient(logits, targets, statistics, DB, torch.device("cpu"))
     expected = loss_and_gradient(logits.double(), targets, statistics, DB, torch.device("cpu"), impl="reference")
     torch.testing.assert_close(loss.double(), expected[0], rtol=1e-5, atol=0)
