@@ -26,5 +26,6 @@ metrics = trainer.evaluate()
 if trainer.is_world_process_zero():
     torch.save({"weights": trainer.model.state_dict(), "metrics": metrics}, f"{folder}/result.pt")
 if torch.distributed.is_initialized():
-    # Left to the interpreter's end, gloo's threads now and then abort the process.
+    # Otherwise gloo's threads now and then abort a process that ends before the other.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -61,3 +61,26 @@ def samples(number: int, seed: int = 0) -> list[dict[str, list[int]]]:
     texts, ids = documents(number, seed)
     tokens = tiny_tokenizer()(texts)["input_ids"]
     return [{"input_ids": row, "labels": labels} for row, labels in zip(tokens, ids, strict=True)]
+
+
+def tiny_corpus():
+    """64, 24 and 24 documents; needs ``examples`` on the path."""
+    from corpora.corpus import Corpus, Split
+
+    from fused_balanced_loss import SparseTargets
+
+    def split(number: int, seed: int) -> Split:
+        texts, ids = documents(number, seed)
+        return Split(texts, SparseTargets.from_lists(ids, NUM_LABELS))
+
+    return Corpus(
+        name="tiny",
+        label_names=[f"label {k}" for k in range(NUM_LABELS)],
+        train=split(64, 1),
+        validation=split(24, 2),
+        test=split(24, 3),
+        fingerprint="tiny-64",
+        head=12,
+        tail=4,
+        instance_groups={"single": (1, 1), "multi": (2, None)},
+    )

@@ -95,7 +95,9 @@ def add_bert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bert_settings(options: argparse.Namespace) -> BertSettings:
-    given = {part.name: getattr(options, f"bert_{part.name}", part.default) for part in fields(BertSettings)}
+    given: dict[str, Any] = {
+        part.name: getattr(options, f"bert_{part.name}", part.default) for part in fields(BertSettings)
+    }
     if given["learning_rate"] == SEARCH:
         given["learning_rate"] = None
     # Each rate once, in rising order, so that the same search is the same record.

@@ -1,0 +1,172 @@
+"""BERT, or another encoder of the hub, fine-tuned as a whole with transformers' Trainer."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from corpora.corpus import Corpus
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+
+from encoders.bert_options import BertSettings
+from encoders.checkpoints import newest_checkpoint, read_state
+from encoders.encoder import Json, Report
+from encoders.epoch_report import EpochReport, StepBar, TrialReport, epochs_of, is_over
+from encoders.fine_tuning import FineTuning, device_precision, fine_tune, load_weights, logits_of, model_of
+from encoders.frozen import model_name
+from encoders.memory import peak_memory
+from encoders.pretrained import load_tokenizer
+from encoders.processes import from_main, is_main, wait_for_all
+from encoders.rate_search import NAME, search_learning_rate
+from encoders.scoring import score_test, score_validation
+from encoders.tokens import tokenize
+from fused_balanced_loss import LossSpec
+
+# The search is one for all seeds of a loss.
+SEARCH_SEED = 0
+
+
+@dataclass
+class BertEncoder:
+    """See :class:`encoders.encoder.Encoder`. Under torchrun every process calls it, and ``report`` the main one alone.
+
+    Args:
+        model: any name or local folder that AutoModelForSequenceClassification takes.
+        asked: settings; what is "auto" among them is decided here.
+        cache: folder of tokens and searches.
+    """
+
+    model: str
+    asked: BertSettings
+    cache: Path
+    say: Callable[[str], None] = field(default=lambda text: None, repr=False)
+
+    @cached_property
+    def name(self) -> str:
+        return f"bert:{model_name(self.model)}"
+
+    @property
+    def num_epochs(self) -> int:
+        return self.asked.epochs
+
+    @property
+    def settings(self) -> Json:
+        return {"training": self._settings.as_json()}
+
+    @cached_property
+    def _settings(self) -> BertSettings:
+        return replace(self.asked, precision=device_precision()) if self.asked.precision == "auto" else self.asked
+
+    def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
+        settings = self._settings
+        self.say = say
+        tokenizer = load_tokenizer(self.model, settings.max_length)
+        tokens = tokenize(corpus, tokenizer, settings.max_length, self.cache, say, _warn)
+        self.tuning = FineTuning(corpus, tokens, tokenizer, self.model, settings)
+
+    def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
+        settings, folder = self._settings, folder.resolve()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        search = self._search(corpus, spec) if settings.learning_rate is None else []
+        rate = search[0][NAME] if settings.learning_rate is None else settings.learning_rate
+        callbacks = [
+            EpochReport(settings.patience, settings.checkpoint_steps, report, self._log(folder.name)),
+            StepBar(folder.name),
+            *self._tensorboard(folder.name),
+        ]
+        trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, callbacks)
+        newest, epochs, best = _progress(folder)
+        for epoch in epochs if is_main() else ():
+            report(epoch)
+        if not is_over(epochs, settings.epochs, settings.patience):
+            fine_tune(trainer, newest)
+            _, epochs, best = _progress(folder)
+        start = time.perf_counter()
+        load_weights(trainer, best)
+        self._keep(trainer, folder.name)
+        validation = score_validation(corpus, logits_of(trainer, self.tuning.tokens["validation"]))
+        scores = [epoch["micro_f1"] for epoch in epochs]
+        result = {
+            "best_epoch": 1 + scores.index(max(scores)),
+            "threshold": validation.threshold,
+            "validation": validation.scores,
+            **score_test(corpus, logits_of(trainer, self.tuning.tokens["test"]), validation.threshold),
+            "learning_rate": rate,
+            "search": search,
+            "seconds": epochs[-1]["seconds"] + time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory(device),
+        }
+        # The next run's trainer would have its weights beside these, which hang together in a circle.
+        del trainer
+        gc.collect()
+        # No process may still read a checkpoint when the main one has the run's folder removed.
+        wait_for_all()
+        return result
+
+    def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:
+        """The search's results, best first: found, or made."""
+        settings = self._settings
+        made_of = {
+            "corpus": corpus.fingerprint,
+            "model": self.name,
+            "loss": asdict(spec),
+            "training": {**settings.as_json(), "epochs": None, "patience": None},
+        }
+        name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+        folder = (self.cache / f"search-{name}").resolve()
+        callbacks = [TrialReport(self.say, len(settings.search_rates)), StepBar("search")]
+        trainer = self.tuning.trainer(
+            spec, SEARCH_SEED, settings.search_rates[0], settings.search_epochs, folder, callbacks, checkpoints=False
+        )
+        return search_learning_rate(trainer, settings.search_rates, folder / "study.db")
+
+    def _keep(self, trainer: Trainer, name: str) -> None:
+        if self.asked.keep is None or not is_main():
+            return
+        folder = self.asked.keep / name
+        try:
+            model_of(trainer).save_pretrained(folder)
+            self.tuning.tokenizer.save_pretrained(folder)
+        except (OSError, SafetensorError) as error:
+            _warn(f"the model could not be kept in {folder}: {error}")
+
+    def _log(self, name: str) -> Path | None:
+        if self.asked.logs is None:
+            return None
+        self.asked.logs.mkdir(parents=True, exist_ok=True)
+        return self.asked.logs / f"{name}.jsonl"
+
+    def _tensorboard(self, name: str) -> list[TrainerCallback]:
+        if self.asked.logs is None or not is_tensorboard_available() or not is_main():
+            return []
+        from torch.utils.tensorboard import SummaryWriter
+
+        return [TensorBoardCallback(SummaryWriter(str(self.asked.logs / name)))]
+
+
+def _progress(folder: Path) -> tuple[str | None, list[Json], Path]:
+    """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
+    found: tuple[str | None, list[Json], Path] = (None, [], folder)
+    newest = newest_checkpoint(folder) if is_main() else None
+    if newest is not None:
+        state = read_state(newest)
+        epochs = epochs_of(state["log_history"])
+        found = str(newest), epochs, Path(state["best_model_checkpoint"] or newest)
+    return from_main(found)
+
+
+def _warn(text: str) -> None:
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""Tokenizer and classifier from a name of the Hugging Face hub or a local folder, or a clear reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from encoders.encoder import EncoderError
+
+HUB_SECONDS = 10.0
+
+
+def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any:
+    """``load``, a ``from_pretrained``, of the local folder or the hub's cache, else of the hub.
+
+    Raises:
+        EncoderError: saying whether the model is unknown, broken or out of reach.
+    """
+    with quiet():
+        try:
+            if Path(model).is_dir():
+                return load(model, local_files_only=True, **options)
+            try:
+                return load(model, local_files_only=True, **options)
+            except (OSError, ValueError):
+                # Asked once and for a short time: transformers would try for minutes.
+                HfApi().model_info(model, timeout=HUB_SECONDS)
+            return load(model, **options)
+        except MemoryError:
+            raise
+        # Broken files raise whatever the reader of their format raises.
+        except Exception as error:
+            raise EncoderError(f"--model {model}: {_reason(model, error)}") from error
+
+
+def load_tokenizer(model: str, max_length: int) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        EncoderError: where there is none, or it cannot take ``max_length`` tokens or pad.
+    """
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model)
+    if tokenizer.pad_token is None:
+        raise EncoderError(f"--model {model}: its tokenizer has no padding token, which batches of texts need")
+    if max_length > tokenizer.model_max_length:
+        raise EncoderError(f"--bert-max-length: {model} takes at most {tokenizer.model_max_length}, got {max_length}")
+    return tokenizer
+
+
+def load_classifier(model: str, label_names: Sequence[str], max_length: int) -> PreTrainedModel:
+    """The model in float32, with a classifier of ``label_names``: new, unless it brings one of that size.
+
+    Raises:
+        EncoderError: where there is no such model, its files are broken, or do not hold an encoder's weights.
+    """
+    names = dict(enumerate(label_names))
+    classifier, loading = load_pretrained(
+        AutoModelForSequenceClassification.from_pretrained,
+        model,
+        num_labels=len(names),
+        id2label=names,
+        label2id={name: label for label, name in names.items()},
+        problem_type="multi_label_classification",
+        dtype=torch.float32,
+        output_loading_info=True,
+        # A checkpoint that was fine-tuned elsewhere brings a classifier of another size.
+        ignore_mismatched_sizes=True,
+    )
+    body = f"{classifier.base_model_prefix}."
+    missing = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    missing = sorted(name for name in missing if name.startswith(body) and ".pooler." not in name)
+    if missing:
+        raise EncoderError(
+            f"--model {model}: its weights lack {len(missing)} of the encoder's, such as {missing[0]}; expected a "
+            "pretrained encoder"
+        )
+    positions = getattr(classifier.config, "max_position_embeddings", max_length)
+    if max_length > positions:
+        raise EncoderError(f"--bert-max-length: {model} takes at most {positions}, got {max_length}")
+    return classifier
+
+
+def _reason(model: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    if Path(model).is_dir():
+        return (
+            "the folder cannot be loaded; expected what save_pretrained of model and tokenizer writes "
+            f"(config.json, model.safetensors, tokenizer.json): {said}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "neither a local folder nor a model of the Hugging Face hub; expected the path or the name of one"
+    if isinstance(error, HfHubHTTPError | ValueError):
+        return f"cannot be had from the Hugging Face hub: {said}"
+    return (
+        f"not a local folder, not in the hub's cache, and the hub cannot be reached ({said}); connect once, or give "
+        "the path of a folder that holds the model"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own bars and remarks, such as that the classifier is new."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
