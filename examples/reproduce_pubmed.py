@@ -22,8 +22,12 @@ from encoders.head import HeadSettings
 from options import Options, make_parser, parse_options
 from progress import Progress
 
-HEAD = HeadSettings(epochs=10, batch_size=128)
-HEADS = {"tfidf": HEAD, "frozen": HEAD, "frozen+tfidf": HEAD}
+WITH_FROZEN = HeadSettings(learning_rate=3e-3, dropout=0.3, batch_size=128)
+HEADS = {
+    "tfidf": HeadSettings(learning_rate=2e-2, batch_size=128),
+    "frozen": WITH_FROZEN,
+    "frozen+tfidf": WITH_FROZEN,
+}
 
 
 def pubmed_options(arguments: Sequence[str] | None = None) -> Options:

@@ -19,7 +19,8 @@ from progress import Progress
 from reproduce_pubmed import add_partition_options, partition
 
 PARTITION = Partition(validation=0.1, test=0.1, seed=0, min_label_count=1)
-HEADS = {"tfidf": HeadSettings(), "frozen": HeadSettings(), "frozen+tfidf": HeadSettings()}
+WITH_FROZEN = HeadSettings(learning_rate=3e-3, dropout=0.3)
+HEADS = {"tfidf": HeadSettings(), "frozen": WITH_FROZEN, "frozen+tfidf": WITH_FROZEN}
 
 
 def corpus_options(arguments: Sequence[str] | None = None) -> Options:
