@@ -245,7 +245,10 @@ def test_what_cannot_be_used_ends_the_command_with_a_message(tmp_path, capsys, m
     else:
         arguments = ["--generated", "--documents", "1000", "--encoder", "frozen", "--model", str(tmp_path)]
         assert reproduce_reuters.main([*arguments, "--losses", "SVM", "DB", *folders]) == 1
-        assert f"error: model '{tmp_path}': expected the name of a model of the hub" in capsys.readouterr().err
+        assert (
+            f"error: --model {tmp_path}: the folder cannot be loaded; expected what save_pretrained"
+            in capsys.readouterr().err
+        )
 
 
 def test_without_reuters_the_figures_are_on_generated_data(monkeypatch, tmp_path):

@@ -140,11 +140,15 @@ def test_model_name_follows_the_weights(model, tmp_path):
 
 @pytest.mark.parametrize("what", ["an empty folder", "an unknown name"])
 def test_unknown_model(small_corpus, tmp_path, monkeypatch, what):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = str(tmp_path) if what == "an empty folder" else "nobody/such-a-model"
-    with pytest.raises(EncoderError, match="expected the name of a model of the hub, with the network or its cache"):
+    with pytest.raises(EncoderError, match="--model .*(expected what save_pretrained|the hub)"):
         frozen_features(small_corpus, name, 8, tmp_path / "cache", quiet, quiet)
+
+
+def test_more_tokens_than_the_model_takes(small_corpus, model, tmp_path):
+    with pytest.raises(EncoderError, match="--max-length: .* takes at most 32 tokens, got 33"):
+        frozen_features(small_corpus, model, 33, tmp_path, quiet, quiet)
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "frozen", "frozen+tfidf"])

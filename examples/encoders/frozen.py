@@ -55,7 +55,7 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
     name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        encoder, tokenizer = _load_model(model)
+        encoder, tokenizer = _load_model(model, max_length)
         for part, split in corpus.splits.items():
             _write(folder / part, split.texts, encoder, tokenizer, max_length, say)
 
@@ -69,20 +69,20 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
     return cached(cache / f"frozen-{name}", made_of, build, load, warn, resumable=True)
 
 
-def _load_model(model: str) -> tuple[Any, Any]:
+def _load_model(model: str, max_length: int) -> tuple[Any, Any]:
     try:
         from transformers import AutoModel, AutoTokenizer
+
+        from encoders.pretrained import load_pretrained
     except ImportError as error:
-        raise EncoderError("a frozen encoder needs the package transformers, which is not installed") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        encoder = AutoModel.from_pretrained(model, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"model {model!r}: expected the name of a model of the hub, with the network or its cache at hand, or a "
-            f"folder that save_pretrained wrote: {reason}"
-        ) from error
+        raise EncoderError(f"a frozen encoder needs the package transformers: {error}") from error
+    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model)
+    encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32)
+    if tokenizer.pad_token is None:
+        raise EncoderError(f"--model {model}: its tokenizer has no padding token, which batches of texts need")
+    most = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", max_length))
+    if max_length > most:
+        raise EncoderError(f"--max-length: {model} takes at most {most} tokens, got {max_length}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return encoder.eval().to(device), tokenizer
 
