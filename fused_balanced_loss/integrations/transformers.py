@@ -109,20 +109,34 @@ def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Te
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")  # type: ignore[attr-defined]
 
     def compute(outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        logits = _logits(outputs)
-        if isinstance(labels, SparseTargets) and num_items_in_batch is None and torch.is_grad_enabled():
-            # Trainer cannot count them, and would silently add up accumulated batches instead of their mean.
-            raise TypeError("labels: expected those of DataCollatorForMultiLabel or a dense tensor, got SparseTargets")
-        if labels is None:
-            raise TypeError("labels: expected label ids or a dense tensor under 'labels' in every batch, got None")
-        value = loss(logits, _targets(labels, logits.shape[-1]))
-        if num_items_in_batch is None:
-            return value
-        # Under DataParallel it is one number a device, which Trainer's own scaling expects to be added up.
-        items = num_items_in_batch.sum() if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-        return value * (logits.numel() / items)
+        logits = model_logits(outputs)
+        value = loss(logits, to_targets(labels, logits.shape[-1], num_items_in_batch))
+        return step_mean(value, logits.numel(), num_items_in_batch)
 
     return compute
+
+
+def to_targets(labels: Any, num_labels: int, num_items_in_batch: Tensor | int | None) -> Any:
+    """Targets of a Trainer's batch.
+
+    Raises:
+        TypeError: for no labels, and for SparseTargets in training.
+    """
+    if isinstance(labels, SparseTargets) and num_items_in_batch is None and torch.is_grad_enabled():
+        # Trainer cannot count them, and would silently add up accumulated batches instead of their mean.
+        raise TypeError("labels: expected those of DataCollatorForMultiLabel or a dense tensor, got SparseTargets")
+    if labels is None:
+        raise TypeError("labels: expected label ids or a dense tensor under 'labels' in every batch, got None")
+    return _targets(labels, num_labels)
+
+
+def step_mean(value: Tensor, items: int, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """A batch's mean over its ``items`` elements as its share of the mean over the optimizer step's."""
+    if num_items_in_batch is None:
+        return value
+    # Under DataParallel it is one number a device, which Trainer's own scaling expects to be added up.
+    step_items = num_items_in_batch.sum() if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+    return value * (items / step_items)
 
 
 def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
@@ -137,7 +151,7 @@ def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
     """
 
     def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        logits = torch.as_tensor(_logits(prediction.predictions))
+        logits = torch.as_tensor(model_logits(prediction.predictions))
         metric.update(logits, _targets(prediction.label_ids, logits.shape[-1]))
         if not compute_result:
             return {}
@@ -152,7 +166,7 @@ def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
     return compute
 
 
-def _logits(outputs: Any) -> Any:
+def model_logits(outputs: Any) -> Any:
     """From a model's output: a mapping with ``logits``, a tuple that begins with them, or the logits."""
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:

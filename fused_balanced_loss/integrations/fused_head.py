@@ -1,0 +1,129 @@
+"""A sequence classifier of transformers whose classifier and loss are one in training::
+
+    head = fuse_classifier(model, LossSpec.preset("DB"), statistics)
+    trainer = Trainer(model, arguments, compute_loss_func=head.compute_loss, data_collator=..., ...)
+
+The model's parameters keep their names: a checkpoint loads into the plain model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.select import Impl
+from ..classifier_update import ClassifierUpdate
+from ..label_statistics import LabelStatistics
+from ..linear_loss import linear_balanced_loss
+from ..logits_loss import balanced_loss
+from ..spec import LossSpec
+from .transformers import model_logits, step_mean, to_targets
+
+# Where the *ForSequenceClassification models keep their last layer.
+_NAMES = ("classifier", "score")
+
+
+class FusedClassifier(nn.Linear):
+    """The last layer of a sequence classifier: logits in evaluation, and in training the features themselves.
+
+    In training the model's output has the features [N, D] in the place of the logits; :meth:`compute_loss` takes them
+    from there, and the logits never exist.
+    """
+
+    spec: LossSpec
+    statistics: LabelStatistics | None
+    chunk_size: int | None
+    impl: Impl
+    update: ClassifierUpdate | None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [..., C] in evaluation, ``features`` [..., D] in training."""
+        if not self.training:
+            return super().forward(features)
+        device = features.device.type
+        # Mixed precision ends with the model's forward: the loss goes on in the same.
+        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return features
+
+    def compute_loss(self, outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Trainer's ``compute_loss_func``: the mean over the step's samples and labels, as by
+        :func:`~fused_balanced_loss.integrations.transformers.compute_loss_func`.
+
+        Raises:
+            TypeError, ValueError: for missing labels, and as :func:`linear_balanced_loss`.
+        """
+        values = model_logits(outputs)
+        targets = to_targets(labels, self.out_features, num_items_in_batch)
+        if not self.training:
+            loss = balanced_loss(values, targets, self.statistics, self.spec, impl=self.impl)
+        else:
+            if values.shape[-1] != self.in_features:
+                raise ValueError(
+                    f"outputs: expected the features [N, {self.in_features}] of a forward in training, "
+                    f"got shape {list(values.shape)}"
+                )
+            with self._precision(values.device.type):
+                loss = linear_balanced_loss(
+                    values,
+                    self.weight,
+                    self.bias,
+                    targets,
+                    self.statistics,
+                    self.spec,
+                    chunk_size=self.chunk_size,
+                    impl=self.impl,
+                    update=self.update if torch.is_grad_enabled() else None,
+                )
+        return step_mean(loss, len(values) * self.out_features, num_items_in_batch)
+
+    def _precision(self, device: str) -> contextlib.AbstractContextManager[Any]:
+        dtype = getattr(self, "_autocast", None)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+
+
+def fuse_classifier(
+    model: nn.Module,
+    spec: LossSpec,
+    statistics: LabelStatistics | None,
+    *,
+    chunk_size: int | None = None,
+    impl: Impl = "auto",
+    update: ClassifierUpdate | None = None,
+) -> FusedClassifier:
+    """Exchanges the last layer of a ``*ForSequenceClassification`` model, in place, and returns the new one.
+
+    Args:
+        model: its last layer, ``classifier`` or ``score``, is an ``nn.Linear``; weight and bias stay the same tensors.
+        spec, statistics, chunk_size, impl, update: as for :func:`linear_balanced_loss`. With ``update`` the layer's
+            weight and bias get no gradient, so the Trainer's optimizer leaves them alone; each backward is a step.
+
+    Raises:
+        TypeError: for a model without such a layer.
+        ValueError: where the statistics have another number of labels.
+    """
+    for name in _NAMES:
+        linear = getattr(model, name, None)
+        if isinstance(linear, nn.Linear):
+            break
+    else:
+        kinds = {name: type(getattr(model, name)).__name__ for name in _NAMES if hasattr(model, name)}
+        raise TypeError(
+            f"model: expected one whose classifier or score is nn.Linear, got {type(model).__name__} {kinds}"
+        )
+    if spec.needs_statistics and (statistics is None or statistics.num_labels != linear.out_features):
+        got = statistics if statistics is None else statistics.num_labels
+        raise ValueError(f"statistics: expected {linear.out_features} labels, as the model's {name}, got {got}")
+    head = FusedClassifier(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    head.register_parameter("weight", linear.weight)  # type: ignore[arg-type]
+    head.register_parameter("bias", linear.bias)
+    head.train(linear.training)
+    head.spec, head.statistics, head.chunk_size, head.impl = spec, statistics, chunk_size, impl
+    # Not a submodule: the checkpoint has the plain model's names alone.
+    object.__setattr__(head, "update", update)
+    if update is not None:
+        update.prepare(head.weight, head.bias)
+    setattr(model, name, head)
+    return head
