@@ -397,6 +397,9 @@ def test_whole_report(run_folder, tmp_path, capsys):
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (output / link).stat().st_size > 5000
     latex = (output / "report.tex").read_text()
+    assert sorted(path.stem for path in output.rglob("*.tex")) == [
+        *("ablation", "claims", "confused", "order", "overview", "report", "runs", "table1", "table2", "table3")
+    ]
     for name in re.findall(r"\\input\{(.*?)\}", latex):
         part = (output / f"{name}.tex").read_text()
         unescaped = part.replace(r"\{", "").replace(r"\}", "")

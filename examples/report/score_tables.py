@@ -115,13 +115,11 @@ def _score_table(
     beside = [column for column in columns if any(column in scores for scores in published.values())]
     header = [""]
     for column in columns:
-        name = column.replace("<=", "≤").replace(">=", "≥")
-        header += [f"{name} ours", f"{name} paper"] if column in beside else [name]
+        shown = column.replace("<=", "≤").replace(">=", "≥")
+        header += [f"{shown} ours", f"{shown} paper"] if column in beside else [shown]
     keys = [(column, kind) for column in columns for kind in KINDS]
-    best = {
-        at: max((figures(row)[at[0]][at[1]].mean for row in group.rows if at[0] in figures(row)), default=0)
-        for at in keys
-    }
+    compared = [figures(row) for row in group.by_method.values()]
+    best = {at: max((one[at[0]][at[1]].mean for one in compared if at[0] in one), default=0) for at in keys}
     best_published = {
         at: max(scores[at[0]][at[1]] for scores in published.values() if at[0] in scores)
         for at in keys
@@ -134,7 +132,10 @@ def _score_table(
         for column in columns:
             if column in own:
                 values = [own[column][kind] for kind in KINDS]
-                bold = [value.mean == best[column, kind] for kind, value in zip(KINDS, values, strict=True)]
+                bold = [
+                    row.method is not None and value.mean == best[column, kind]
+                    for kind, value in zip(KINDS, values, strict=True)
+                ]
                 line.append(Cell([str(value) for value in values], bold))
             else:
                 line.append("-")
