@@ -63,7 +63,7 @@ def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
     if not is_main():
         experiment.run_missing()
         return 0
-    progress.finish("\n".join((corpus.describe(), *corpus.remarks)))
+    progress.finish(corpus.describe())
     print(f"\n{corpus_table(corpus_sizes(corpus)).text()}\n")
     print(f"memory with the corpus at hand: {describe_memory()}", flush=True)
     failure = ""
