@@ -62,7 +62,7 @@ def _sparse_chunks(targets: SparseTargets, bounds: list[tuple[int, int]], first:
     """
     num_rows, device = len(targets), targets.device
     chunk = torch.div(targets.col - first, size, rounding_mode="floor")
-    last = bounds[-1][1]
+    last = bounds[-1][1] if bounds else first
     # Ids of other shards go behind all chunks.
     chunk = torch.where((targets.col >= first) & (targets.col < last), chunk, len(bounds))
     # Stable: within a chunk the rows stay in order, and within a row the labels.

@@ -191,19 +191,33 @@ def linear_balanced_loss(
         # Zero, with zero gradients.
         loss = (features.sum() + weight.sum() * 0) * 0
         return loss.to(compute_dtype(features.dtype))
+    loss = run_call(flat, weight, bias, call, impl, gradient, update)
+    return finish_loss(loss, divisor, call.problem.targets)
+
+
+def run_call(
+    flat: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    call: Call,
+    impl: str,
+    gradient: str,
+    update: ClassifierUpdate | None,
+) -> Tensor:
+    """``call``'s loss for features [N, D], differentiable where anything wants a gradient."""
     if update is not None:
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break()
-        loss = _UpdatingLoss.apply(flat, weight, bias, call, update)
-    elif torch.compiler.is_compiling():
+        loss: Tensor = _UpdatingLoss.apply(flat, weight, bias, call, update)
+        return loss
+    if torch.compiler.is_compiling():
         from .linear_operator import operator
 
-        loss = operator(flat, weight, bias, call, impl)
-    elif torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (features, weight, bias)):
+        return operator(flat, weight, bias, call, impl)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (flat, weight, bias)):
         loss = _LinearLoss.apply(flat, weight, bias, call, gradient != "backward")
-    else:
-        loss, _ = call.run(flat, weight, bias, (False, False, False))
-    return finish_loss(loss, divisor, call.problem.targets)
+        return loss
+    return call.run(flat, weight, bias, (False, False, False))[0]
 
 
 def prepare(
@@ -248,7 +262,7 @@ def prepare(
     call = Call(
         problem=problem,
         backend=select(impl, device, len(flat) * own),
-        chunk_size=min(chunk_size, own),
+        chunk_size=min(chunk_size, max(own, 1)),
         first_label=first_label,
         num_labels=num_labels,
         scale=1 / (len(flat) * num_labels) if reduction == "mean" and mask is None else 1.0,
