@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from conftest import SHARED  # noqa: E402
 from corpora import document_cache  # noqa: E402
-from corpora.bioasq import BioasqOptions, load_bioasq  # noqa: E402
+from corpora.bioasq import BioasqOptions, load_bioasq, read_articles  # noqa: E402
 from corpora.cache import CacheError, cached  # noqa: E402
 from corpora.corpus import CorpusError  # noqa: E402
 from corpora.generated_bioasq import write_bioasq  # noqa: E402
@@ -352,6 +354,18 @@ def test_generated_bioasq_file(load, tmp_path):
     counts = np.sort(corpus.statistics.counts.numpy())[::-1]
     assert counts[0] > 20 * counts[-1]
     assert 8 < len(corpus.train.targets.col) / 2600 < 14
+
+
+def test_memory_of_reading_does_not_grow_with_the_file(tmp_path):
+    peaks = []
+    for number in (1000, 6000):
+        file = tmp_path / f"{number}.json.gz"
+        write_bioasq(file, number, 100, lambda _: None)
+        tracemalloc.start()
+        assert sum(1 for _ in read_articles(file, ALL_YEARS, Counter())) == number
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0], f"{peaks} bytes"
 
 
 def test_generated_corpus_has_the_shape_of_reuters():
