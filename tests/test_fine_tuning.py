@@ -81,6 +81,16 @@ def run_process(encoder, cache, folder, death="never", *changes, launcher=()):
     return done.returncode, result, result["epochs"]
 
 
+def test_fused_classifier_gives_the_same_results(encoder, cache, tmp_path):
+    plain, plain_epochs = fine_tune(encoder, cache, tmp_path / "plain")
+    fused, fused_epochs = fine_tune(encoder, cache, tmp_path / "fused", fused_classifier=True)
+    assert [epoch["loss"] for epoch in fused_epochs] == pytest.approx(
+        [epoch["loss"] for epoch in plain_epochs], rel=1e-3
+    )
+    assert fused["predictions"] == plain["predictions"]
+    assert BertSettings(fused_classifier=True).as_json() == BertSettings().as_json()
+
+
 @pytest.fixture(scope="module")
 def whole(encoder, cache, tmp_path_factory):
     """A run that nothing interrupts, its folder, result and epochs."""

@@ -29,6 +29,7 @@ class BertSettings:
         warmup: share of the steps in which the rate rises.
         train_documents: a random part of the training documents, the same for all runs; None for all.
         precision: ``auto`` is bf16 or fp16 where the device has it.
+        fused_classifier: classifier and loss in one: training makes no logits; the result is the same but for rounding.
         checkpoint_steps: steps from checkpoint to checkpoint; there is one after every epoch besides.
         keep: folder that takes the best model of every run; None keeps none.
         logs: folder of logs, also for TensorBoard where it is installed; None for none.
@@ -47,6 +48,7 @@ class BertSettings:
     max_length: int = 512
     train_documents: int | None = None
     precision: Precision = "auto"
+    fused_classifier: bool = field(default=False, metadata=_ASIDE)
     checkpoint_steps: int = field(default=500, metadata=_ASIDE)
     keep: Path | None = field(default=None, metadata=_ASIDE)
     logs: Path | None = field(default=None, metadata=_ASIDE)
@@ -89,6 +91,11 @@ def add_bert_options(parser: argparse.ArgumentParser) -> None:
     add("max_length", integer(3), "tokens that are read of a text")
     add("train_documents", integer(1), "train on so many documents, a random part (default: all)")
     add("precision", str, "auto is bf16 or fp16 where the device has it", choices=get_args(Precision))
+    group.add_argument(
+        "--bert-fused-classifier",
+        action="store_true",
+        help="classifier and loss in one: training makes no logits; the same result but for rounding",
+    )
     add("checkpoint_steps", integer(1), "steps between checkpoints; there is one after every epoch besides")
     add("keep", Path, "folder for the best model of every run, in the format of transformers", metavar="FOLDER")
     add("logs", Path, "folder for logs, also for TensorBoard where it is installed", metavar="FOLDER")

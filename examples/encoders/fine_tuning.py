@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from encoders.pretrained import load_classifier, quiet
 from encoders.processes import number_of_processes
 from encoders.tokens import Tokens
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
+from fused_balanced_loss.integrations.fused_head import fuse_classifier
 from fused_balanced_loss.integrations.transformers import (
     DataCollatorForMultiLabel,
     compute_loss_func,
@@ -108,14 +109,25 @@ class FineTuning:
             ddp_find_unused_parameters=False,
             report_to="none",
         )
+        documents, statistics = self.train
+        loss: Callable[..., Tensor] = compute_loss_func(BalancedLoss(spec, statistics))
+        if settings.fused_classifier:
+            loss = _FusedLoss(spec, statistics)
+
+        def new_model() -> PreTrainedModel:
+            model = load_classifier(self.model, corpus.label_names, settings.max_length)
+            if isinstance(loss, _FusedLoss):
+                loss.take(model)
+            return model
+
         trainer = Trainer(
-            model_init=lambda: load_classifier(self.model, corpus.label_names, settings.max_length),
+            model_init=new_model,
             args=arguments,
-            train_dataset=self.train[0],
+            train_dataset=documents,
             eval_dataset=self.tokens["validation"],
             processing_class=self.tokenizer,
             data_collator=DataCollatorForMultiLabel(self.tokenizer, corpus.num_labels),
-            compute_loss_func=compute_loss_func(BalancedLoss(spec, self.train[1])),
+            compute_loss_func=loss,
             compute_metrics=compute_metrics(ThresholdedF1(corpus.num_labels)),
             preprocess_logits_for_metrics=lambda logits, _: _without_nan(logits),
             callbacks=list(callbacks),
@@ -145,6 +157,19 @@ class FineTuning:
                 f"--bert-accumulation {parts}, got {self.settings.batch_size}"
             )
         return batch
+
+
+class _FusedLoss:
+    """The loss function of whichever model Trainer has made last: it makes one anew for every training."""
+
+    def __init__(self, spec: LossSpec, statistics: LabelStatistics) -> None:
+        self.spec, self.statistics = spec, statistics
+
+    def take(self, model: PreTrainedModel) -> None:
+        self.head = fuse_classifier(model, self.spec, self.statistics)
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        return self.head.compute_loss(outputs, labels, num_items_in_batch)
 
 
 def model_of(trainer: Trainer) -> PreTrainedModel:
