@@ -1,0 +1,42 @@
+"""Memory that a call allocates, on the CPU by the profiler's record of each allocation, on a GPU by its allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from environment import DEVICE
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Most memory that the call had allocated at once, beyond what was there before."""
+    return _memory(run)[0]
+
+
+def held_bytes(forward: Callable[[], Any]) -> int:
+    """Memory that the result keeps: what waits for the backward, the gradient included where it is made already."""
+    return _memory(forward)[1]
+
+
+def _memory(run: Callable[[], Any]) -> tuple[int, int]:
+    """(peak, what is left while the result lives)."""
+    # Whatever is made once is made now; and a result from before the record would be freed within it.
+    kept = run()
+    del kept
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        kept = run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        kept = run()
+    del kept
+    now = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak, now

@@ -1,0 +1,114 @@
+"""What people use today, as functions from logits to a loss, each named, or absent with the reason."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from problems import Problem, formula
+from torch import Tensor
+
+from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
+
+Loss = Callable[[Tensor], Tensor]
+
+OURS, EAGER, COMPILED, PLAIN = "ours", "formula, eager", "formula, torch.compile", "BCEWithLogitsLoss"
+TIMM_DB, TIMM_ASL = "timm DistributionBalancedLoss", "timm AsymmetricLossMultiLabel"
+FVCORE, TORCHVISION = "fvcore sigmoid_focal_loss", "torchvision sigmoid_focal_loss"
+
+# timm's defaults (the ECCV 2020 form) in our terms.
+TIMM_SPEC = LossSpec.preset("DB").replace(mu=0.2, kappa=0.05 / 2, positive_factor=2.0, negative_factor=2.0)
+
+
+def spec_of(name: str, loss: str) -> LossSpec:
+    """What a contestant for the preset ``loss`` computes."""
+    if name == PLAIN:
+        return LossSpec.preset("BCE")
+    return TIMM_SPEC if name == TIMM_DB else LossSpec.preset(loss, corpus="pubmed")
+
+
+def names_for(loss: str) -> list[str]:
+    """The peers for a preset, whether here or not."""
+    library = {"DB": [TIMM_DB], "FL": [FVCORE, TORCHVISION], "ASL": [TIMM_ASL]}.get(loss, [])
+    return [EAGER, COMPILED, *library, PLAIN]
+
+
+@functools.cache
+def absent() -> dict[str, str]:
+    """Peers that this machine lacks, and why."""
+    reasons = {name: _why_absent(load) for name, load in _LOADERS.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_absent(load: Callable[[], ModuleType]) -> str:
+    try:
+        load()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def our_targets(problem: Problem, form: str) -> Tensor | SparseTargets:
+    """The targets as "csr", "uint8", "bool" or "float"."""
+    if form == "csr":
+        return problem.sparse
+    return problem.dense.to({"uint8": torch.uint8, "bool": torch.bool, "float": torch.float32}[form])
+
+
+def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl: str = "auto") -> Loss:
+    """A contestant by name. Peers take dense float targets, made beforehand; ours takes ``form``."""
+    dense = problem.dense
+    if name == OURS:
+        targets, spec = our_targets(problem, form), spec_of(name, loss)
+        return lambda z: balanced_loss(z, targets, problem.statistics, spec, impl=impl)
+    if name in (EAGER, COMPILED):
+        function: Callable[..., Tensor] = formula
+        if name == COMPILED:
+            # A shape compiled before must not make this one dynamic.
+            torch._dynamo.reset()
+            function = torch.compile(formula, dynamic=False)
+        counts, num_samples, spec = problem.counts, problem.statistics.num_samples, spec_of(name, loss)
+        return lambda z: function(z, dense, counts, num_samples, spec)
+    if name == PLAIN:
+        # It wants the logits' dtype or promotes; autocast would promote too.
+        return lambda z: torch.nn.functional.binary_cross_entropy_with_logits(z.float(), dense)
+    module = _LOADERS[name]()
+    if name == TIMM_DB:
+        theirs = module.DistributionBalancedLoss(problem.counts, problem.statistics.num_samples)
+    elif name == TIMM_ASL:
+        theirs = module.AsymmetricLossMultiLabel(reduction="mean")
+    else:
+        return lambda z: module.sigmoid_focal_loss(z.float(), dense, alpha=-1, gamma=2, reduction="mean")
+    return lambda z: theirs(z, dense)
+
+
+def _timm(file: str) -> ModuleType:
+    """timm's module of one loss; loaded by itself, for the package wants torchvision, the loss torch alone."""
+    name = f"timm_loss_{file}"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("timm")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("No module named 'timm'")
+    path = Path(package.submodule_search_locations[0]) / "loss" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise ImportError(f"this timm has no loss/{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    return module
+
+
+_LOADERS: dict[str, Callable[[], ModuleType]] = {
+    TIMM_DB: lambda: _timm("distribution_balanced_loss"),
+    TIMM_ASL: lambda: _timm("asymmetric_loss"),
+    FVCORE: lambda: importlib.import_module("fvcore.nn"),
+    TORCHVISION: lambda: importlib.import_module("torchvision.ops"),
+}

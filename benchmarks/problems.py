@@ -1,0 +1,87 @@
+"""Inputs of a given size, and the loss written as one would write it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from environment import DEVICE
+from torch import Tensor
+
+from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets
+
+NUM_TRAIN = 200_000
+# Labels a sample carries on average, where there are enough of them.
+LABELS_A_SAMPLE = 12
+
+
+class Problem(NamedTuple):
+    """logits [N, C] (a leaf), targets in both forms, what the losses know of the training set.
+
+    dense: float32 [N, C]. counts: float32 [C].
+    """
+
+    logits: Tensor
+    dense: Tensor
+    sparse: SparseTargets
+    statistics: LabelStatistics
+    counts: Tensor
+
+
+class Classifier(NamedTuple):
+    """features [N, D], weight [C, D], bias [C], all leaves."""
+
+    features: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def make_problem(num_rows: int, num_labels: int, dtype: torch.dtype = torch.float32) -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(5, 5000, (num_labels,), generator=generator)
+    number = max(1, min(LABELS_A_SAMPLE, num_labels // 20))
+    ids = torch.randint(num_labels, (num_rows, number), generator=generator)
+    dense = torch.zeros(num_rows, num_labels, device=DEVICE).scatter_(1, ids.to(DEVICE), 1.0)
+    logits = torch.empty(num_rows, num_labels).normal_(-4.0, 2.0, generator=generator)
+    return Problem(
+        logits.to(DEVICE, dtype).requires_grad_(),
+        dense,
+        SparseTargets.from_dense(dense),
+        LabelStatistics.from_counts(counts, NUM_TRAIN),
+        counts.to(DEVICE, torch.float32),
+    )
+
+
+def make_classifier(num_rows: int, num_labels: int, num_features: int, dtype: torch.dtype) -> Classifier:
+    torch.manual_seed(1)
+    features = torch.randn(num_rows, num_features, device=DEVICE) * 0.5
+    weight = torch.empty(num_labels, num_features, device=DEVICE, dtype=dtype).normal_(0, 0.03)
+    bias = torch.full((num_labels,), -4.0, device=DEVICE, dtype=dtype)
+    return Classifier(features.to(dtype).requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
+
+
+def formula(logits: Tensor, targets: Tensor, counts: Tensor, num_samples: int, spec: LossSpec) -> Tensor:
+    """Mean loss of the specs that the presets give, from dense float targets."""
+    positive = targets == 1
+    z, w, s = logits.float(), torch.ones((), device=logits.device), 1.0
+    if spec.kappa:
+        z = z - spec.kappa * torch.log(num_samples / counts - 1)
+    if spec.weighting == "rebalanced":
+        r = (1 / counts) / (targets * (1 / counts)).sum(1, keepdim=True)
+        w = spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu))
+    elif spec.weighting == "class_balanced":
+        w = (1 - spec.beta_cb) / (1 - spec.beta_cb**counts)
+    t = torch.where(positive, z, -spec.lam * z)
+    if spec.lam != 1:
+        s = torch.where(positive, 1.0, 1 / spec.lam)
+    if spec.probability_margin:
+        p = torch.sigmoid(z)
+        q = (1 - p + spec.probability_margin).clamp(max=1)
+        log_p = torch.where(positive, torch.log(p.clamp(min=1e-8)), torch.log(q))
+        wrong = torch.where(positive, 1 - p, 1 - q)
+        gamma = torch.where(positive, *spec.gammas)
+        return -(wrong**gamma * log_p).mean()
+    p = torch.sigmoid(t)
+    nll = F.softplus(-t)
+    return (s * w * (1 - p) ** spec.gamma * nll).mean() if spec.gamma else (s * w * nll).mean()
