@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := test,examples,dev
+# Of the tests, each with one thread.
+PROCESSES ?= 2
 
 # The corpus beside the checkout, where it is and nobody said otherwise.
 ifndef NLTK_DATA
@@ -19,7 +21,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks $(ARGS)
