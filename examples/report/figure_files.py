@@ -21,5 +21,5 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         for path in paths:
             with atomic_file(path) as temporary:
                 dated = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
-                figure.savefig(temporary, dpi=DPI, metadata=dated)
+                figure.savefig(temporary, dpi=DPI, metadata=dated, bbox_inches="tight")
     return paths

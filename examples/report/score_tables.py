@@ -133,7 +133,7 @@ def _score_table(
             if column in own:
                 values = [own[column][kind] for kind in KINDS]
                 bold = [
-                    row.method is not None and value.mean == best[column, kind]
+                    row.method is not None and len(compared) > 1 and value.mean == best[column, kind] > 0
                     for kind, value in zip(KINDS, values, strict=True)
                 ]
                 line.append(Cell([str(value) for value in values], bold))
@@ -153,7 +153,7 @@ def _score_table(
         header,
         cells,
         _gaps(group, published),
-        bold="the best micro- or macro-F1 of the column",
+        bold="the best micro- or macro-F1 of the column" if len(compared) > 1 or published else "",
     )
 
 
