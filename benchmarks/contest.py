@@ -28,7 +28,7 @@ class Contestant:
 
     prepare: made before each timing, its result goes to ``run``; None for nothing. forward: what holds memory until
     the backward; None where that is no question. same_work: False for what computes less. grads: the results by which
-    contestants are compared.
+    contestants are compared. clear: frees what a call has left.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Contestant:
     prepare: Callable[[], Any] | None = None
     forward: Callable[[], Any] | None = None
     grads: Callable[[], list[Tensor]] | None = None
+    clear: Callable[[], None] | None = None
     same_work: bool = True
 
 
@@ -71,13 +72,14 @@ def of_loss(
         clear()
         return found
 
+    common = {"grads": results, "clear": clear, "same_work": same_work}
     if what == "value":
-        return Contestant(name, value, grads=results, same_work=same_work)
+        return Contestant(name, value, **common)
     if what == "forward":
-        return Contestant(name, lambda _: forward(), forward=forward, grads=results, same_work=same_work)
+        return Contestant(name, lambda _: forward(), forward=forward, **common)
     if what == "backward":
-        return Contestant(name, lambda loss: loss.backward(), ready, grads=results, same_work=same_work)
-    return Contestant(name, both, forward=forward, grads=results, same_work=same_work)
+        return Contestant(name, lambda loss: loss.backward(), ready, **common)
+    return Contestant(name, both, forward=forward, **common)
 
 
 def assert_equal_results(one: Contestant, other: Contestant, dtype: torch.dtype) -> None:
@@ -186,11 +188,10 @@ def hold(
     for one in contestants:
         entry: dict[str, Any] = {"seconds": quantiles(times[one.name]), "rounds": len(times[one.name])}
         entry |= {"calls": calls[one.name], "same_work": one.same_work, "launches": launches(one)}
-        ready = None if one.prepare is None else one.prepare()
         if one.prepare is None:
-            entry["peak_bytes"] = peak_bytes(lambda one=one, ready=ready: one.run(ready))
+            entry["peak_bytes"] = peak_bytes(lambda one=one: one.run(None), one.clear)
         if one.forward is not None:
-            entry["held_bytes"] = held_bytes(one.forward)
+            entry["held_bytes"] = held_bytes(one.forward, one.clear)
         if floor is not None:
             entry["share_of_floor"] = floor.seconds / entry["seconds"]["p50"]
         found[one.name] = entry

@@ -9,21 +9,26 @@ import torch
 from environment import DEVICE
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Most memory that the call had allocated at once, beyond what was there before."""
-    return _memory(run)[0]
+def peak_bytes(run: Callable[[], Any], clear: Callable[[], Any] | None = None) -> int:
+    """Most memory that the call had allocated at once, beyond what was there before.
+
+    clear: frees what an earlier call has left, the gradients, so that it is not freed within the record.
+    """
+    return _memory(run, clear)[0]
 
 
-def held_bytes(forward: Callable[[], Any]) -> int:
+def held_bytes(forward: Callable[[], Any], clear: Callable[[], Any] | None = None) -> int:
     """Memory that the result keeps: what waits for the backward, the gradient included where it is made already."""
-    return _memory(forward)[1]
+    return _memory(forward, clear)[1]
 
 
-def _memory(run: Callable[[], Any]) -> tuple[int, int]:
+def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[int, int]:
     """(peak, what is left while the result lives)."""
-    # Whatever is made once is made now; and a result from before the record would be freed within it.
+    # Whatever is made once is made now.
     kept = run()
     del kept
+    if clear is not None:
+        clear()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

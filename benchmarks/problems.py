@@ -29,6 +29,13 @@ class Problem(NamedTuple):
     counts: Tensor
 
 
+class SparseProblem(NamedTuple):
+    """What is left of a problem where dense targets and logits would be too large."""
+
+    sparse: SparseTargets
+    statistics: LabelStatistics
+
+
 class Classifier(NamedTuple):
     """features [N, D], weight [C, D], bias [C], all leaves."""
 
@@ -51,6 +58,15 @@ def make_problem(num_rows: int, num_labels: int, dtype: torch.dtype = torch.floa
         LabelStatistics.from_counts(counts, NUM_TRAIN),
         counts.to(DEVICE, torch.float32),
     )
+
+
+def make_sparse_problem(num_rows: int, num_labels: int) -> SparseProblem:
+    generator = torch.Generator().manual_seed(0)
+    number = max(1, min(LABELS_A_SAMPLE, num_labels // 20))
+    ids = [torch.randint(num_labels, (number,), generator=generator).unique() for _ in range(num_rows)]
+    counts = torch.randint(5, 5000, (num_labels,), generator=generator)
+    sparse = SparseTargets.from_lists(ids, num_labels).to(DEVICE)
+    return SparseProblem(sparse, LabelStatistics.from_counts(counts, NUM_TRAIN))
 
 
 def make_classifier(num_rows: int, num_labels: int, num_features: int, dtype: torch.dtype) -> Classifier:

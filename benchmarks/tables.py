@@ -70,3 +70,29 @@ def show_bytes(number: float | None) -> str:
 def show_share(share: float | None) -> str:
     """A share of 1 and more is of data that stays in cache, which memory's bandwidth does not bound."""
     return "" if share is None else f"{100 * share:.0f} %" if share < 1 else "in cache"
+
+
+def crossover_lines(records: Iterable[Record]) -> list[str]:
+    """For each peer, at how many sizes ours is ahead, level within the noise, or behind, and where it is behind."""
+    compared: dict[str, list[tuple[str, float, Record]]] = {}
+    for record in records:
+        # Ours makes the gradient in the forward: a half of the two alone compares nothing.
+        if "contestants" not in record or record["settings"].get("pass") in ("forward", "backward"):
+            continue
+        ours = record["contestants"][contestants_of([record])[0]]["seconds"]
+        for name, one in record["contestants"].items():
+            if name.startswith("ours"):
+                continue
+            label = name + ("" if one["same_work"] else " (computes less)")
+            theirs = one["seconds"]
+            order = "ahead" if ours["p80"] < theirs["p20"] else "behind" if theirs["p80"] < ours["p20"] else "level"
+            compared.setdefault(label, []).append((order, ours["p50"] / theirs["p50"], record))
+    lines = []
+    for label, found in compared.items():
+        number = {order: sum(one[0] == order for one in found) for order in ("ahead", "level", "behind")}
+        where = [
+            f"{title(record['settings'])} ({ratio:.2f} times)" for order, ratio, record in found if order == "behind"
+        ]
+        counts = f"ours is ahead at {number['ahead']}, level at {number['level']}, behind at {number['behind']} sizes"
+        lines.append(f"* {label}: {counts}" + (f": {'; '.join(where)}" if where else ""))
+    return lines

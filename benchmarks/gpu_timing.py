@@ -1,0 +1,99 @@
+"""Device time, captures, synchronisations: what differs on a GPU, each with what the CPU has in its place."""
+
+from __future__ import annotations
+
+import statistics as stats
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from environment import DEVICE, synchronize
+
+_REPLAYS = 25
+
+
+def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS) -> list[float]:
+    """Seconds a call on the device, of calls captured in one CUDA graph, a figure for each replay.
+
+    Several runs over buffers of their own keep the data out of the cache. On the CPU the calls are made as they are.
+
+    Raises:
+        RuntimeError: where a call cannot be captured (it waits for the device).
+    """
+    if DEVICE.type == "cpu":
+        return [_wall(runs) for _ in range(2)]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            for run in runs:
+                run()
+    torch.cuda.current_stream().wait_stream(side)
+    synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [run() for run in runs]
+    times = []
+    graph.replay()
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        synchronize()
+        times.append(start.elapsed_time(end) * 1e-3 / len(runs))
+    del kept
+    return times
+
+
+def median_graph_seconds(runs: Sequence[Callable[[], Any]]) -> float:
+    return stats.median(graph_seconds(runs))
+
+
+def _wall(runs: Sequence[Callable[[], Any]]) -> float:
+    start = time.perf_counter()
+    for run in runs:
+        run()
+    return (time.perf_counter() - start) / len(runs)
+
+
+def host_seconds(run: Callable[[], Any], calls: int = 50) -> float:
+    """Seconds the host takes to start a call, the device not waited for."""
+    calls = calls if DEVICE.type == "cuda" else 2
+    run()
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    took = (time.perf_counter() - start) / calls
+    synchronize()
+    return took
+
+
+def host_synchronisations(run: Callable[[], Any]) -> int | None:
+    """How often the call makes the host wait for the device; None on the CPU."""
+    run()
+    if DEVICE.type == "cpu":
+        return None
+    synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return sum("synchroniz" in str(one.message) for one in caught)
+
+
+def copies(make: Callable[[], torch.Tensor], at_least: int = 4) -> list[torch.Tensor]:
+    """Enough tensors that together they are four times the cache of the device."""
+    first = make()
+    if DEVICE.type == "cpu":
+        return [first]
+    cache = getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 50 << 20)
+    number = max(at_least, -(-4 * cache // first.nbytes))
+    return [first, *(first.detach().clone().requires_grad_(first.requires_grad) for _ in range(min(number, 64) - 1))]

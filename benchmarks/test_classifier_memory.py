@@ -1,0 +1,111 @@
+"""Peak memory of one training step of a linear classifier, by the process's high-water mark.
+
+    pytest benchmarks/test_classifier_memory.py -s
+
+prints what a step of distribution-balanced loss and AdamW takes beyond weight, optimizer state, features and targets:
+F.linear followed by the loss, the fused classifier, and the fused classifier with the update in its backward. Each
+measurement has a process of its own, whose allocator gives freed memory back at once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec, SparseTargets
+from fused_balanced_loss.classifier_optimizers import AdamWUpdate
+from fused_balanced_loss.classifier_pass import default_chunk_size
+from fused_balanced_loss.linear_module import LinearBalancedLoss
+
+WAYS = ("F.linear + loss", "fused", "fused with update")
+LABELS = (1 << 15, 1 << 17, 1 << 19)
+N, D, MB = 64, 64, 1e6
+SPEC = LossSpec.preset("DB", corpus="pubmed")
+
+
+def step_of(way, num_labels):
+    """A training step, its optimizer's state made and touched."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(N, D, generator=generator)
+    ids = torch.randint(num_labels, (N, 12), generator=generator)
+    targets = SparseTargets.from_lists([sorted(set(row.tolist())) for row in ids], num_labels)
+    statistics = LabelStatistics.from_counts(torch.randint(5, 5000, (num_labels,), generator=generator), 200_000)
+    if way == "fused with update":
+        update = AdamWUpdate(1e-3)
+        loss = LinearBalancedLoss(SPEC, statistics, D, update=update)
+        for state in update.buffers():
+            if state.dim():
+                state.fill_(0)
+        return lambda: loss(features, targets).backward()
+    if way == "fused":
+        loss = LinearBalancedLoss(SPEC, statistics, D)
+        value = lambda: loss(features, targets)  # noqa: E731
+        parameters = list(loss.parameters())
+    else:
+        linear, loss = torch.nn.Linear(D, num_labels), BalancedLoss(SPEC, statistics)
+        value = lambda: loss(linear(features), targets)  # noqa: E731
+        parameters = list(linear.parameters())
+    optimizer = torch.optim.AdamW(parameters, 1e-3)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+    def step():
+        value().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def memory(name):
+    """A figure of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
+
+
+def main(way, num_labels):
+    # Libraries, threads and compiled kernels are there before.
+    small = step_of(way, 1 << 13)
+    small()
+    step = step_of(way, num_labels)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    step()
+    print(memory("VmHWM") - before)
+
+
+def peak(way, num_labels):
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, __file__, way, str(num_labels)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's high-water mark")
+def test_beyond_weight_and_state_an_update_takes_one_chunk():
+    chunk = default_chunk_size(N, D, torch.float32, torch.device("cpu"))
+    # Of logits [N, chunk], and of the weight's gradient [chunk, D].
+    buffers = {c: 4 * min(c, chunk) * (N + D) for c in LABELS}
+    peaks = {way: [peak(way, c) for c in LABELS] for way in WAYS}
+    print(f"\nPeak of a step in MB beyond weight, optimizer state, features and targets; N = {N}, D = {D}, float32, DB")
+    print("| C | weight | logits | one chunk's buffers | " + " | ".join(WAYS) + " |")
+    print("|---|---|---|---|" + "---|" * len(WAYS))
+    for k, c in enumerate(LABELS):
+        cells = [4 * c * D, 4 * c * N, buffers[c], *(peaks[way][k] for way in WAYS)]
+        print(f"| {c:,} | " + " | ".join(f"{cell / MB:.1f}" for cell in cells) + " |")
+    for k, c in enumerate(LABELS):
+        assert peaks["fused with update"][k] <= 1.25 * buffers[c] + 4 * MB
+    assert peaks["fused"][-1] < peaks["F.linear + loss"][-1] / 1.5
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
