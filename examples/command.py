@@ -36,7 +36,7 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
         corpus = load(progress)
         notice = corpus.notice
         if notice:
-            progress.finish(notice)
+            progress.note(notice)
         return _run(corpus, options, progress)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -46,7 +46,7 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
         return FAILED
     finally:
         if notice:
-            progress.finish(notice)
+            progress.note(notice)
 
 
 def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
@@ -63,7 +63,7 @@ def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
     if not is_main():
         experiment.run_missing()
         return 0
-    progress.finish(corpus.describe())
+    progress.note(corpus.describe())
     print(f"\n{corpus_table(corpus_sizes(corpus)).text()}\n")
     print(f"memory with the corpus at hand: {describe_memory()}", flush=True)
     failure = ""
@@ -74,11 +74,12 @@ def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
         failure = "Interrupted."
     except (RecordError, EncoderError, CacheError, OSError) as error:
         failure = f"error: {error}"
+    progress.note("")
     tables = tables_text(experiment.records(), corpus.paper)
     if tables:
-        print(f"\n{tables}\n")
+        print(f"{tables}\n")
     if failure:
-        print(f"\n{failure}", file=sys.stderr, flush=True)
+        print(failure, file=sys.stderr, flush=True)
         print(f"The same command goes on from here: {shlex.join(['python', *sys.argv])}")
         return INTERRUPTED if failure == "Interrupted." else FAILED
     if validation := experiment.validation_mean():

@@ -47,6 +47,13 @@ class Progress:
         self._print(text)
         self.name = ""
 
+    def note(self, text: str) -> None:
+        """A line of its own, whatever was going on."""
+        if self.terminal and self.name:
+            print("\r\x1b[2K", end="")
+        self.name = ""
+        self.finish(text)
+
     def warn(self, text: str) -> None:
         if self.terminal:
             print("\r\x1b[2K", end="", flush=True)

@@ -21,6 +21,7 @@ from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
 from encoders.frozen import frozen_features, model_name  # noqa: E402
 from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
+from encoders.resumable_array import ResumableArray  # noqa: E402
 from encoders.scoring import score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
 from encoders.tfidf import SVM_TFIDF, TfidfSettings, tfidf_features  # noqa: E402
@@ -142,12 +143,12 @@ def test_model_name_follows_the_weights(model, tmp_path):
 def test_unknown_model(small_corpus, tmp_path, monkeypatch, what):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = str(tmp_path) if what == "an empty folder" else "nobody/such-a-model"
-    with pytest.raises(EncoderError, match="--model .*(expected what save_pretrained|the hub)"):
+    with pytest.raises(EncoderError, match=r"--model .*(expected what save_pretrained|the hub)"):
         frozen_features(small_corpus, name, 8, tmp_path / "cache", quiet, quiet)
 
 
 def test_more_tokens_than_the_model_takes(small_corpus, model, tmp_path):
-    with pytest.raises(EncoderError, match="--max-length: .* takes at most 32 tokens, got 33"):
+    with pytest.raises(EncoderError, match=r"--max-length: .* takes at most 32 tokens, got 33"):
         frozen_features(small_corpus, model, 33, tmp_path, quiet, quiet)
 
 
@@ -277,6 +278,22 @@ def test_killed_svm_goes_on(corpus, tmp_path, monkeypatch):
     found = run_svm(corpus, features, tmp_path / "work", 1, again.append)
     assert len(again) == 2 * 6 - 4
     assert found["test"] == run_svm(corpus, features, tmp_path / "other", 1, quiet)["test"]
+
+
+def test_array_without_room_is_refused_at_once(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", no_space, raising=False)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.npy"):
+        ResumableArray(tmp_path / "a.npy", (3, 4))
+    monkeypatch.undo()
+    array = ResumableArray(tmp_path / "a.npy", (3, 4))
+    array.values[0] = 1
+    array.finish(1)
+    again = ResumableArray(tmp_path / "a.npy", (3, 4))
+    assert again.done == 1
+    assert again.values.sum() == 4
 
 
 def test_svm_without_a_label_in_training(small_corpus, tmp_path):

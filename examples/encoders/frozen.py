@@ -15,6 +15,7 @@ from corpora.corpus import Corpus
 from numpy.typing import NDArray
 
 from encoders.encoder import EncoderError
+from encoders.resumable_array import ResumableArray
 
 VERSION = 1
 BATCH = 32
@@ -57,7 +58,7 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
     def build(folder: Path) -> None:
         encoder, tokenizer = _load_model(model, max_length)
         for part, split in corpus.splits.items():
-            _write(folder / part, split.texts, encoder, tokenizer, max_length, say)
+            _write(folder / f"{part}.npy", split.texts, encoder, tokenizer, max_length, say)
 
     def load(folder: Path) -> DenseFeatures:
         features = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in corpus.splits}
@@ -88,20 +89,16 @@ def _load_model(model: str, max_length: int) -> tuple[Any, Any]:
 
 
 def _write(path: Path, texts: Sequence[str], encoder: Any, tokenizer: Any, max_length: int, say: Say) -> None:
-    """Batches of texts of like length, the longest first; ``path`` + ``.done`` says how many are finished."""
-    file, note = path.with_name(path.name + ".npy"), path.with_name(path.name + ".done")
+    """Batches of texts of like length, the longest first."""
     order = np.argsort([-len(text) for text in texts], kind="stable")
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    done = int(note.read_text()) if note.exists() else 0
-    shape = (len(texts), encoder.config.hidden_size)
-    features = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape)
-    for number in range(done, len(batches)):
+    features = ResumableArray(path, (len(texts), encoder.config.hidden_size))
+    for number in range(features.done, len(batches)):
         rows = batches[number]
-        features[rows] = _encode([texts[int(row)] for row in rows], encoder, tokenizer, max_length)
+        features.values[rows] = _encode([texts[int(row)] for row in rows], encoder, tokenizer, max_length)
         if (number + 1) % NOTE == 0 or number + 1 == len(batches):
-            features.flush()
-            note.write_text(str(number + 1))
-            say(f"features of {sum(map(len, batches[: number + 1])):,} of {len(texts):,} {path.name} documents")
+            features.finish(number + 1)
+            say(f"features of {sum(map(len, batches[: number + 1])):,} of {len(texts):,} {path.stem} documents")
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from encoders.encoder import Json
 from encoders.memory import peak_memory
+from encoders.resumable_array import ResumableArray
 from encoders.scoring import score_test, score_validation
 from encoders.tfidf import SVM_TFIDF, SparseFeatures
 
@@ -74,23 +75,19 @@ def _decisions(
 ) -> Decisions:
     """float32 [validation + test, C]; -inf for labels never trained, inf for those that all documents carry."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, note = folder / f"{weight}.npy", folder / f"{weight}.done"
     train = features["train"].astype(np.float64)
     rest = vstack((features["validation"], features["test"]), format="csr", dtype=np.float64)
     carriers = csc_array(corpus.train.targets.to_scipy())
-    done = int(note.read_text()) if note.exists() and file.exists() else 0
-    shape = (rest.shape[0], corpus.num_labels)
-    decisions = np.lib.format.open_memmap(file, "r+" if done else "w+", np.float32, shape)
+    decisions = ResumableArray(folder / f"{weight}.npy", (rest.shape[0], corpus.num_labels))
     with Parallel(n_jobs=jobs) as parallel:
-        for first in range(done, corpus.num_labels, BLOCK):
+        for first in range(decisions.done, corpus.num_labels, BLOCK):
             block = range(first, min(first + BLOCK, corpus.num_labels))
             rows = [carriers.indices[carriers.indptr[label] : carriers.indptr[label + 1]] for label in block]
             columns = parallel(delayed(_fit)(train, rest, one, weight) for one in rows)
-            decisions[:, block.start : block.stop] = np.column_stack(columns)
-            decisions.flush()
-            note.write_text(str(block.stop))
+            decisions.values[:, block.start : block.stop] = np.column_stack(columns)
+            decisions.finish(block.stop)
             say(f"{weight or 'unweighted'}: {block.stop:,} of {corpus.num_labels:,} labels")
-    return decisions
+    return decisions.values
 
 
 def _fit(train: csr_matrix, rest: csr_matrix, rows: NDArray[np.int32], weight: str | None) -> Decisions:
