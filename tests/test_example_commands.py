@@ -147,7 +147,7 @@ def test_whole_run_then_nothing_left_to_do(arguments, tmp_path, capsys):
     lines = output.strip().splitlines()
     for line in (lines[0], lines[-1]):
         assert line.startswith("GENERATED DATA: the figures are NOT on Reuters")
-    assert "48.89/31.39" in output, "the paper's figures stand beside ours"
+    assert "48.89/31.39" in output.replace("*", ""), "the paper's figures stand beside ours"
     for table in ("Table 1 of the paper", "Table 2 of the paper", "Table 3 of the paper"):
         assert table in output
     run = tmp_path / "run"
@@ -212,7 +212,7 @@ def test_pubmed_command_on_a_generated_file(tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.startswith("GENERATED DATA: the figures are NOT on PubMed")
     assert "1,000 documents (800 train, 100 validation, 100 test)" in output
-    assert "61.07/18.40" in output, "the paper's figures on PubMed stand beside ours"
+    assert "61.07/18.40" in output.replace("*", ""), "the paper's figures on PubMed stand beside ours"
     assert {path.name.split("-seed")[0] for path in (tmp_path / "run" / "records").iterdir()} == {"SVM", "CB-NTR"}
 
 
