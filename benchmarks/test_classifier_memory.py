@@ -24,7 +24,7 @@ from fused_balanced_loss.linear_module import LinearBalancedLoss
 
 WAYS = ("F.linear + loss", "fused", "fused with update")
 LABELS = (1 << 15, 1 << 17, 1 << 19)
-N, D, MB = 64, 64, 1e6
+N, D, MB = 128, 64, 1e6
 SPEC = LossSpec.preset("DB", corpus="pubmed")
 
 
@@ -50,7 +50,7 @@ def step_of(way, num_labels):
         linear, loss = torch.nn.Linear(D, num_labels), BalancedLoss(SPEC, statistics)
         value = lambda: loss(linear(features), targets)  # noqa: E731
         parameters = list(linear.parameters())
-    optimizer = torch.optim.AdamW(parameters, 1e-3)
+    optimizer = torch.optim.AdamW(parameters, 1e-3, fused=True)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -104,7 +104,7 @@ def test_beyond_weight_and_state_an_update_takes_one_chunk():
         print(f"| {c:,} | " + " | ".join(f"{cell / MB:.1f}" for cell in cells) + " |")
     for k, c in enumerate(LABELS):
         assert peaks["fused with update"][k] <= 1.25 * buffers[c] + 4 * MB
-    assert peaks["fused"][-1] < peaks["F.linear + loss"][-1] / 1.5
+    assert peaks["fused"][-1] < peaks["F.linear + loss"][-1] / 2
 
 
 if __name__ == "__main__":

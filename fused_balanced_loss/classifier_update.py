@@ -74,6 +74,7 @@ class ClassifierUpdate(nn.Module):
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.max_row_norm = None if max_row_norm is None else check_number("max_row_norm", max_row_norm, positive=True)
         self.rounding = rounding
+        self._first_seed = seed
         self.first_row = 0
         self._prepared = False
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -189,7 +190,10 @@ class ClassifierUpdate(nn.Module):
             # Memory given to a meta tensor: the state begins at zero.
             return moved.zero_() if tensor.is_meta and not moved.is_meta else moved
 
+        was_meta = self.seed.is_meta
         super()._apply(keep_dtype, recurse)
+        if was_meta and not self.seed.is_meta:
+            self.seed.fill_(self._first_seed)
         return self
 
 

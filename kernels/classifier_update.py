@@ -55,7 +55,8 @@ def stepped(
         second = SPEC[2] * second + SPEC[3] * square
         value = value * keep - rate * (first / (tl.sqrt_rn(second) / root + SPEC[4]))
     else:
-        g = g + SPEC[5] * value
+        if SPEC[5] != 0.0:
+            g = g + SPEC[5] * value
         if MOMENTUM:
             first = SPEC[0] * first + g
             value = value - rate * first
@@ -122,15 +123,15 @@ def classifier_update_kernel(
             mask = is_row[:, None] & (column < num_features)[None, :]
             g = tl.load(gradient_ptr + row[:, None] * num_features + column[None, :], mask=mask, other=0.0) * factor
             total += g * g
-        square = tl.sum(total, axis=1)
+        row_total = tl.sum(total, axis=1)
         if CLIP:
-            norm = square
+            norm = row_total
             if HAS_BIAS:
                 norm += bias_g * bias_g
             norm = tl.sqrt_rn(norm)
             # NaN stays in sight.
             shrink = max_row_norm / tl.maximum(norm, max_row_norm, propagate_nan=tl.PropagateNan.ALL)
-        mean_square = square * shrink * shrink / num_features
+        mean_square = row_total * shrink * shrink / num_features
 
     if ROW_SECOND:
         row_second = tl.load(second_ptr + row, mask=is_row, other=0.0)

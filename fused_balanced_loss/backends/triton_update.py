@@ -11,6 +11,7 @@ from .update_rule import ChunkUpdate, Rows, Rule, Step
 
 _TILE = 1024
 _WIDEST = 256
+NUM_WARPS = 4
 
 
 def begin(step: Step) -> ChunkUpdate:
@@ -63,5 +64,5 @@ def _update(
         STOCHASTIC=rule.stochastic,
         ROWS=rows,
         BLOCK=block,
-        num_warps=4,
+        num_warps=NUM_WARPS,
     )
