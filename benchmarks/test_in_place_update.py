@@ -46,7 +46,7 @@ def contestants(problem: Problem, num_features: int, optimizer: str, dtype: torc
             features.grad = None
             ours(features, problem.sparse).backward()
 
-        return run, ours.weight
+        return run, ours.weight, lambda: None
 
     def with_torch(loss):
         fused = module()
@@ -59,19 +59,19 @@ def contestants(problem: Problem, num_features: int, optimizer: str, dtype: torc
             (fused(features, problem.sparse) if loss is None else loss(F.linear(features, weight, bias))).backward()
             optimizer.step()
 
-        return run, weight
+        return run, weight, optimizer.zero_grad
 
     forms = {"ours, in place": in_place(), "ours + torch.optim": with_torch(None)}
     forms["F.linear + formula, eager + torch.optim"] = with_torch(make_loss(EAGER, problem, "DB"))
     weights = []
-    for run, weight in forms.values():
+    for run, weight, _ in forms.values():
         run()
         weights.append(weight.detach().float())
     if optimizer == "SGD" and dtype == torch.float32:
         # AdamW's first step is the gradient's sign, which for gradients near zero is chance.
         for other in weights[1:]:
             torch.testing.assert_close(weights[0], other, rtol=1e-5, atol=1e-7)
-    return [Contestant(name, run) for name, (run, _) in forms.items()]
+    return [Contestant(name, run, clear=clear) for name, (run, _, clear) in forms.items()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.full)], ids=str)
