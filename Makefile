@@ -12,7 +12,7 @@ export NLTK_DATA := $(abspath ../shared/nltk_data)
 endif
 endif
 
-.PHONY: demo test benchmark static clean
+.PHONY: demo test benchmark static gpu-report clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/reproduce_reuters.py $(ARGS)
@@ -28,6 +28,10 @@ benchmark: $(VENV)/installed
 
 static: $(VENV)/installed
 	$(BIN)/python benchmarks/static_figures.py
+
+# Needs torch and triton alone, as they are on a machine with a GPU.
+gpu-report:
+	$(PYTHON) benchmarks/gpu_report.py $(ARGS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

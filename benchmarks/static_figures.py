@@ -1,22 +1,29 @@
 """What the compilers make of the kernels, without a GPU: instructions, special functions, access widths, registers.
 
-    python benchmarks/static_figures.py
+    python benchmarks/static_figures.py [--output benchmarks/results/static.md]
 
-compiles the forms of the logits kernel at C = 18,211 and prints a row for each. Counted is the loop over rows of the
-main programs, without the inner loop over a tile's few labels, by element.
+compiles the forms of the logits kernel at C = 18,211, prints a row for each, and writes the table. Counted is the loop
+over rows of the main programs, without the inner loop over a tile's few labels, by element.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+sys.path.insert(0, os.path.dirname(__file__))
+from hardware import GPUS, floors
 
 from fused_balanced_loss.backends import triton as backend
 from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
@@ -36,10 +43,12 @@ _DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one compiled kernel; by element where that is said."""
+    """Of one compiled kernel. Instructions and special functions are by element, loads and stores by thread, which has
+    ``elements``, each counted by its bytes."""
 
     instructions: float
     special_functions: float
+    elements: int
     loads: dict[int, int]
     stores: dict[int, int]
     registers: int
@@ -128,6 +137,7 @@ def nvidia_figures(compiled: triton.compiler.CompiledKernel, elements: int, tmp:
     return Figures(
         instructions=len(operations) / elements,
         special_functions=sum(text.startswith("MUFU") for text in operations) / elements,
+        elements=elements,
         loads=_widths(operations, "LDG"),
         stores=_widths(operations, "STG"),
         registers=int(registers[1]),
@@ -183,41 +193,75 @@ def amd_figures(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
     return figures
 
 
-def main() -> None:
-    import tempfile
+CASES = [("DB", form, dtype, True) for dtype in ("bf16", "fp32") for form in FORMS]
+CASES += [("DB", "one-pass", "bf16", False), ("CB-NTR", "one-pass", "bf16", True), ("BCE", "one-pass", "bf16", True)]
+HEAD = ["target", "loss", "form", "logits", "targets", "instructions", "special functions", "loads", "stores"]
+HEAD += ["registers", "spilled bytes", "floor at 1,024 x 18,211"]
 
-    print(f"triton {triton.__version__}, torch {torch.__version__}, C = {WIDTH:,}, CSR targets unless said")
-    print("| target | loss | form | logits | instructions | special | loads | stores | registers | spilled |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    cases = [("DB", form, dtype, True) for dtype in ("bf16", "fp32") for form in FORMS]
-    cases += [
-        ("DB", "one-pass", "bf16", False),
-        ("CB-NTR", "one-pass", "bf16", True),
-        ("BCE", "one-pass", "bf16", True),
+
+def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> list[str]:
+    """Cells of the table for one kernel, in the order of HEAD."""
+    target = TARGETS[name]
+    compiled, elements = compile_kernel(target, form, loss=loss, dtype=dtype, csr=csr)
+    cells = [name, loss, form, dtype, "label ids" if csr else "uint8"]
+    if target.backend != "cuda":
+        amd = amd_figures(compiled)
+        spilled = amd["vgpr_spill_count"] + amd["sgpr_spill_count"]
+        wide = [f"{amd[what]} of 16 B in all" for what in ("wide_loads", "wide_stores")]
+        return [*cells, "", "", *wide, str(amd["vgpr_count"]), str(4 * spilled), ""]
+    one = nvidia_figures(compiled, elements, tmp)
+    num_bytes = _DTYPES[dtype] * (1 if form == "forward" else 2) + (0 if csr else 1)
+    return [
+        *cells,
+        f"{one.instructions:.1f}",
+        f"{one.special_functions:.1f}",
+        _an_element(one.loads, elements),
+        _an_element(one.stores, elements),
+        str(one.registers),
+        str(one.spilled_bytes),
+        _floor(name, num_bytes, one),
     ]
+
+
+def _an_element(widths: dict[int, int], elements: int) -> str:
+    return ", ".join(f"{count / elements:.3g} of {width} B" for width, count in sorted(widths.items()))
+
+
+def _floor(target: str, num_bytes: int, one: Figures) -> str:
+    shown = []
+    for name, gpu in GPUS.items():
+        if gpu.target == target:
+            least = floors(gpu, num_bytes, one.instructions, one.special_functions)
+            bound = max(least, key=lambda what: least[what])
+            shown.append(f"{name} {1e6 * 1024 * WIDTH * least[bound]:.1f} us ({bound})")
+    return ", ".join(shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(__file__).parent / "results" / "static.md"
+    parser.add_argument("--output", type=Path, default=default, help=f"default {default}")
+    output = parser.parse_args().output
+    lines = [
+        "# What the compilers make of the kernels",
+        "",
+        f"`make static`, triton {triton.__version__}, torch {torch.__version__}, C = {WIDTH:,}. "
+        "Instructions, special functions, loads and stores of an element in the main loop; the floor is the largest of "
+        "the times for bytes, instructions and special functions by the public figures in `benchmarks/hardware.py`.",
+        "",
+        f"| {' | '.join(HEAD)} |",
+        f"|{'---|' * len(HEAD)}",
+    ]
+    print("\n".join(lines))
     with tempfile.TemporaryDirectory() as tmp:
-        for name, target in TARGETS.items():
-            for loss, form, dtype, csr in cases:
-                compiled, elements = compile_kernel(target, form, loss=loss, dtype=dtype, csr=csr)
-                head = f"| {name} | {loss} | {form} | {dtype}{'' if csr else ', dense uint8'} |"
-                if target.backend == "cuda":
-                    one = nvidia_figures(compiled, elements, tmp)
-                    print(
-                        f"{head} {one.instructions:.1f} | {one.special_functions:.1f} | {_show(one.loads)} | "
-                        f"{_show(one.stores)} | {one.registers} | {one.spilled_bytes} |",
-                        flush=True,
-                    )
-                else:
-                    two = amd_figures(compiled)
-                    print(
-                        f"{head} | | {two['wide_loads']} x 16 B | {two['wide_stores']} x 16 B | {two['vgpr_count']} | "
-                        f"{two['vgpr_spill_count']} |",
-                        flush=True,
-                    )
-
-
-def _show(widths: dict[int, int]) -> str:
-    return ", ".join(f"{count} x {width} B" for width, count in sorted(widths.items()))
+        for name in TARGETS:
+            for case in CASES:
+                lines.append(f"| {' | '.join(row(name, *case, tmp))} |")
+                print(lines[-1], flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    temporary.write_text("\n".join(lines) + "\n")
+    os.replace(temporary, output)
 
 
 if __name__ == "__main__":

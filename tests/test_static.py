@@ -72,3 +72,28 @@ def test_amd(form):
 
 def test_float64_compiles():
     assert figures("gfx942", "one-pass", "fp64", "DB", "csr")["vgpr_spill_count"] == 0
+
+
+def test_committed_table_is_within_the_bounds():
+    """benchmarks/results/static.md, which `make static` writes anew: every target, the bounds of the tests above."""
+    lines = (ROOT / "benchmarks" / "results" / "static.md").read_text().splitlines()
+    head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| "))
+    table = [dict(zip(head, row, strict=True)) for row in rows]
+    assert {row["target"] for row in table} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    for row in table:
+        assert row["spilled bytes"] == "0"
+        assert "16 B" in row["loads"] and (row["form"] == "forward" or "16 B" in row["stores"])
+        if row["target"] != "gfx942":
+            assert float(row["instructions"]) <= {"bf16": 52, "fp32": 52}[row["logits"]]
+            assert float(row["special functions"]) <= 4
+
+
+def test_floors(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from hardware import GPUS, floors
+
+    least = floors(GPUS["H100"], num_bytes=4, instructions=31.5, special_functions=4)
+    # 3.35 TB/s; 128 lanes and 16 special functions a clock on 132 processors at 1.98 GHz.
+    assert least["memory"] == pytest.approx(1.194e-12, rel=1e-3)
+    assert least["instructions"] == pytest.approx(0.94e-12, rel=1e-2)
+    assert least["special functions"] == pytest.approx(0.955e-12, rel=1e-2)
