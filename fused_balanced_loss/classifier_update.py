@@ -52,6 +52,8 @@ class ClassifierUpdate(nn.Module):
     steps: Tensor
     skipped: Tensor
     seed: Tensor
+    # Names of the buffers whose first dimension is the weight's rows.
+    row_state: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -110,7 +112,9 @@ class ClassifierUpdate(nn.Module):
             )
         _check_classifier(weight, bias)
         self.first_row = first_row
-        for name, (shape, dtype) in self._state(weight.shape[0], weight.shape[1], bias is not None).items():
+        state = self._state(weight.shape[0], weight.shape[1], bias is not None)
+        self.row_state = tuple(state)
+        for name, (shape, dtype) in state.items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=weight.device))
         for name in ("steps", "skipped", "seed"):
             self.register_buffer(name, getattr(self, name).to(weight.device))
@@ -174,7 +178,7 @@ class ClassifierUpdate(nn.Module):
 
     def _rows(self, value: Tensor, prefix: str) -> Rows:
         moments = (None if name is None else getattr(self, prefix + name) for name in self._moments())
-        return Rows(value, *(None if one is None else one.view(len(value), -1) for one in moments))
+        return Rows(value, *(one[:, None] if one is not None and one.dim() == 1 else one for one in moments))
 
     def _on_device(self, value: float | Tensor) -> Tensor:
         device = self.steps.device
