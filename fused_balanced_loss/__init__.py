@@ -1,5 +1,6 @@
 """Balanced losses for long-tailed multi-label classification, fused into one pass over the logits."""
 
+from .classifier_optimizers import AdamWUpdate, SGDUpdate
 from .label_statistics import FrequencyGroups, LabelStatistics
 from .linear_loss import linear_balanced_loss
 from .linear_module import LinearBalancedLoss
@@ -19,6 +20,7 @@ from .targets import SparseTargets, SparseTargetsCollator
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdamWUpdate",
     "BalancedLoss",
     "ClassBalancedFocalLoss",
     "ClassBalancedNTRLoss",
@@ -30,6 +32,7 @@ __all__ = [
     "LossSpec",
     "NegativeTolerantFocalLoss",
     "RebalancedFocalLoss",
+    "SGDUpdate",
     "SparseTargets",
     "SparseTargetsCollator",
     "balanced_loss",
