@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .arguments import Reduction, check_settings, flat_label_mask, flat_sample_weight, flat_targets
 from .backends.select import Backend, Impl, select
-from .classifier_pass import Gradients, classifier_pass, default_chunk_size
+from .classifier_pass import Gradients, Sink, classifier_pass, default_chunk_size
 from .classifier_update import ClassifierUpdate
 from .label_chunks import LabelChunks
 from .label_statistics import LabelStatistics
@@ -24,6 +24,12 @@ LinearGradientMode = Literal["auto", "forward", "backward"]
 LINEAR_GRADIENT_MODES: tuple[str, ...] = get_args(LinearGradientMode)
 
 _NO_LOGITS = torch.empty(0)
+
+
+class Stepping(Protocol):
+    """What takes the gradients of weight and bias, as :class:`ClassifierUpdate` does."""
+
+    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> Sink: ...
 
 
 class Call(NamedTuple):
@@ -85,7 +91,7 @@ class _UpdatingLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: ClassifierUpdate
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: Stepping
     ) -> Tensor:
         loss, _ = call.run(features, weight, bias, (False, False, False))
         ctx.save_for_backward(features, weight, bias, loss)
@@ -202,7 +208,7 @@ def run_call(
     call: Call,
     impl: str,
     gradient: str,
-    update: ClassifierUpdate | None,
+    update: Stepping | None,
 ) -> Tensor:
     """``call``'s loss for features [N, D], differentiable where anything wants a gradient."""
     if update is not None:

@@ -1,0 +1,68 @@
+"""Which labels each rank has, and the DTensors made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+# Labels that are initialised from one seed, whatever rank holds them.
+_BLOCK = 1024
+
+
+def shard_sizes(num_labels: int, num_ranks: int) -> list[int]:
+    """Labels of each rank, as ``Shard(0)`` deals them out: like ``torch.chunk``, so that the last may have none."""
+    size = -(-num_labels // num_ranks)
+    return [max(0, min(size, num_labels - rank * size)) for rank in range(num_ranks)]
+
+
+def sharded(local: Tensor, mesh: DeviceMesh, num_labels: int) -> DTensor:
+    """The DTensor of all labels, from this rank's rows."""
+    shape = torch.Size([num_labels, *local.shape[1:]])
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [Shard(0)], shape=shape, stride=stride)
+
+
+def local(part: Tensor) -> Tensor:
+    """This rank's rows of a DTensor, differentiable."""
+    assert isinstance(part, DTensor)
+    return part.to_local()
+
+
+def fill_uniform(parts: Sequence[Tensor], first_label: int, seed: int) -> None:
+    """Fills a shard's weight [rows, D] and bias [rows] uniformly within 1 / sqrt(D).
+
+    What a label gets depends on the seed and on the label, not on the shard.
+    """
+    rows, num_features = parts[0].shape
+    bound = 1 / math.sqrt(num_features)
+    generator = torch.Generator(parts[0].device)
+    last = first_label + rows
+    for start in range(first_label // _BLOCK * _BLOCK, last, _BLOCK):
+        generator.manual_seed(seed + start // _BLOCK)
+        low, high = max(start, first_label), min(start + _BLOCK, last)
+        for part in parts:
+            block = part.new_empty(_BLOCK, *part.shape[1:]).uniform_(-bound, bound, generator=generator)
+            part[low - first_label : high - first_label] = block[low - start : high - start]
+
+
+def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
+    """The one-dimensional mesh; raises TypeError or ValueError for anything else."""
+    if isinstance(mesh, dist.ProcessGroup):
+        backend = dist.get_backend(mesh)
+        return DeviceMesh.from_group(mesh, "cuda" if "nccl" in backend else "cpu")
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(f"{name}: expected a DeviceMesh or a process group, got {type(mesh).__name__}")
+    if mesh.ndim != 1:
+        names = f" {mesh.mesh_dim_names}" if mesh.mesh_dim_names else ""
+        raise ValueError(
+            f"{name}: expected one dimension, got {list(mesh.shape)}{names}; mesh['label'] is one of a mesh of several"
+        )
+    if mesh.get_coordinate() is None:
+        raise ValueError(f"{name}: expected a mesh that this rank, {dist.get_rank()}, is part of, got {mesh}")
+    return mesh
