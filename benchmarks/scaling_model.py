@@ -1,0 +1,180 @@
+"""What a training step of a sharded classifier should take: a model of bytes, operations and messages.
+
+    python benchmarks/scaling_model.py                    # 10 million labels on 8 GPUs, 100 million on 64, and the plot
+    python benchmarks/scaling_model.py --measure          # the same model against steps measured on this machine
+
+It is of classifier and loss alone, with the in-place update of ``ClassifierUpdate``; the encoder is not in it.
+*Not yet measured on a GPU.* A step is two passes: one computes the loss, the backward makes the logits again, their
+gradient, the gradients of features and weight, and changes the weight. What belongs to a chunk stays in cache.
+``floor`` takes compute, memory and network as overlapping perfectly (their maximum), ``sum`` as not at all.
+
+Defaults: NVIDIA's data sheet of the H200 (bf16 989 TFLOPS dense, 141 GB, NVLink 900 GB/s both ways together); copy at
+4.3 TB/s; instructions as in ``hardware.py``, 44 an element (benchmarks/results/static.md). Assumed: 50 GB/s and 10 us
+a message between nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from hardware import GPUS
+
+STATE_BYTES = {"sgd": 0, "adamw-row": 2, "adamw-bfloat16": 4, "adamw-float32": 8}
+# Buffer, bias and 1/n of the statistics, and float64 counts, of all labels on every rank.
+STATISTICS_BYTES = 8 + 4 + 4 + 8
+CHUNK_BYTES = 20 << 20
+# Labels, features and rows of the steps that are measured.
+POINTS = ((18_211, 768, 32), (18_211, 768, 256), (65_536, 256, 128), (131_072, 768, 32))
+
+
+class Hardware(NamedTuple):
+    """Operations, bytes and elements of logits a second; of the links within and between nodes; seconds a message."""
+
+    flops: float = 989e12
+    memory: float = 4.3e12
+    elements: float = GPUS["H200"].processors * GPUS["H200"].clock * 128 / 44
+    link: float = 450e9
+    network: float = 50e9
+    latency: float = 10e-6
+    node: int = 8
+
+
+class Step(NamedTuple):
+    """A step of ``ranks`` GPUs that share a batch. weight_bytes: of one weight. state: what the optimizer keeps."""
+
+    num_labels: int
+    num_features: int = 768
+    num_rows: int = 1024
+    ranks: int = 1
+    weight_bytes: int = 2
+    state: str = "adamw-row"
+
+    @property
+    def weights(self) -> int:
+        """Weights of the fullest rank."""
+        return -(-self.num_labels // self.ranks) * self.num_features
+
+
+def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
+    """The parts of a step, of the fullest rank, and their ``floor`` and ``sum``."""
+    # Logits twice, gradients of features and weight: four products of 2 operations.
+    compute = 8 * step.num_rows * step.weights / hardware.flops
+    element = 2 * step.num_rows * step.weights / step.num_features / hardware.elements
+    # Weights are read twice and written; state is read and written.
+    memory = step.weights * (3 * step.weight_bytes + 2 * STATE_BYTES[step.state]) / hardware.memory
+    message = 4 * step.num_rows * step.num_features * 2 * (step.ranks - 1) / step.ranks
+    bandwidth = hardware.link if step.ranks <= hardware.node else hardware.network
+    hops = 2 * 2 * math.ceil(math.log2(step.ranks)) if step.ranks > 1 else 0
+    network = message / bandwidth + hops * hardware.latency
+    parts = {"products": compute, "loss": element, "memory": memory, "network": network}
+    return parts | {"floor": max(compute + element, memory, network), "sum": sum(parts.values())}
+
+
+def memory_bytes(step: Step) -> dict[str, float]:
+    """What a rank holds, and its ``total``."""
+    rows = step.weights / step.num_features
+    chunk = CHUNK_BYTES / (step.weight_bytes * (step.num_rows + step.num_features))
+    parts = {
+        "weights": step.weights * step.weight_bytes + rows * step.weight_bytes,
+        "optimizer": step.weights * STATE_BYTES[step.state] + 12 * rows * (step.state != "sgd"),
+        "statistics": float(STATISTICS_BYTES * step.num_labels),
+        "chunk": chunk * (step.num_rows * step.weight_bytes + 4 * step.num_features),
+        "features": float(step.num_rows * step.num_features * (step.weight_bytes + 4 + 4)),
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def describe(step: Step, hardware: Hardware) -> str:
+    time_parts, memory_parts = seconds(step, hardware), memory_bytes(step)
+    lines = [
+        f"{step.num_labels:,} labels, D = {step.num_features}, batch {step.num_rows}, {step.ranks} ranks, {step.state}"
+    ]
+    lines.append("  ms:  " + ", ".join(f"{name} {1e3 * value:.2f}" for name, value in time_parts.items()))
+    lines.append("  GB:  " + ", ".join(f"{name} {value / 1e9:.2f}" for name, value in memory_parts.items()))
+    return "\n".join(lines)
+
+
+def measure() -> None:
+    """Predicted over measured, fp32, forward and backward without an optimizer: six operations a weight and row."""
+    import torch
+    from environment import copy_bandwidth, matmul_rate
+
+    from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, linear_balanced_loss
+
+    flops, bandwidth = matmul_rate(torch.float32), copy_bandwidth()
+    print(f"calibrated: {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
+    for labels, width, rows in POINTS:
+        statistics = LabelStatistics.from_counts(torch.randint(1, 900, (labels,)), 1000)
+        targets = SparseTargets.from_lists([range(12)] * rows, labels)
+        features, weight = torch.randn(rows, width), torch.randn(labels, width)
+        features.requires_grad_()
+        weight.requires_grad_()
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            linear_balanced_loss(features, weight, None, targets, statistics, LossSpec.preset("DB")).backward()
+            times.append(time.perf_counter() - begin)
+            features.grad = weight.grad = None
+        measured = sorted(times)[2]
+        compute, moved = 6 * rows * labels * width / flops, 2 * 4 * labels * width / bandwidth
+        print(
+            f"{labels:>8,} x {width}, batch {rows}: measured {1e3 * measured:.1f} ms, over max "
+            f"{measured / max(compute, moved):.2f}, over sum {measured / (compute + moved):.2f}"
+        )
+
+
+def plot(path: Path, base: Step, hardware: Hardware) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    sizes = [int(10 ** (5 + power / 8)) for power in range(33)]
+    for ranks in (1, 8, 64):
+        steps = [base._replace(num_labels=size, ranks=ranks) for size in sizes]
+        low, high = ([1e3 * seconds(step, hardware)[name] for step in steps] for name in ("floor", "sum"))
+        (line,) = left.plot(sizes, low, label=f"{ranks} GPUs")
+        left.fill_between(sizes, low, high, alpha=0.25, color=line.get_color())
+        right.plot(sizes, [memory_bytes(step)["total"] / 1e9 for step in steps], color=line.get_color())
+    right.axhline(141, color="gray", linestyle=":", label="an H200's 141 GB")
+    left.set(xscale="log", yscale="log", xlabel="labels", ylabel="ms a step, perfect overlap to none")
+    right.set(xscale="log", yscale="log", xlabel="labels", ylabel="GB a GPU")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    figure.suptitle(
+        f"A model, not measured on a GPU: D = {base.num_features}, batch {base.num_rows}, {base.state}",
+        fontsize=10,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=130)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="compare with steps measured on this machine")
+    parser.add_argument("--features", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=1024, help="of the ranks that share it")
+    parser.add_argument("--state", choices=STATE_BYTES, default="adamw-row")
+    for name, value in Hardware()._asdict().items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value:.4g}")
+    parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "results" / "scaling_model.png")
+    options = parser.parse_args()
+    if options.measure:
+        return measure()
+    hardware = Hardware(**{name: getattr(options, name) for name in Hardware._fields})
+    base = Step(1, options.features, options.batch, state=options.state)
+    for labels, ranks in ((10_000_000, 8), (100_000_000, 64)):
+        print(describe(base._replace(num_labels=labels, ranks=ranks), hardware))
+    plot(options.plot, base, hardware)
+
+
+if __name__ == "__main__":
+    main()
