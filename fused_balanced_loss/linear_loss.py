@@ -176,6 +176,10 @@ def linear_balanced_loss(
     """
     check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size)
     check_classifier(features, weight, bias, statistics if spec.needs_statistics else None)
+    if update is not None:
+        if impl == "reference":
+            raise ValueError("update: expected None with impl 'reference', which makes logits and whole gradients")
+        update.check(weight, bias)
     if impl == "reference":
         logits = torch.nn.functional.linear(features, weight, bias)
         return balanced_loss(

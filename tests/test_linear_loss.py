@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from oracle import elements, plain
 from test_losses import FORMS, loss_and_gradient
 
-from fused_balanced_loss import LabelStatistics, LinearBalancedLoss, LossSpec, SparseTargets, linear_balanced_loss
+from fused_balanced_loss import (
+    LabelStatistics,
+    LinearBalancedLoss,
+    LossSpec,
+    SGDUpdate,
+    SparseTargets,
+    linear_balanced_loss,
+)
 from fused_balanced_loss.backends import select
 from fused_balanced_loss.spec import PAPER_LOSSES
 
@@ -299,6 +306,16 @@ def test_bad_input(message):
     arguments = {"features": features, "weight": weight, "bias": bias, "targets": targets} | BAD[message]
     with pytest.raises((TypeError, ValueError), match=message):
         linear_balanced_loss(statistics=statistics, spec=DB, **arguments)
+
+
+def test_update_is_checked_before_the_forward():
+    (features, weight, bias), targets, statistics = problem()
+    update = SGDUpdate(lr=0.1)
+    with pytest.raises(RuntimeError, match="update: expected prepare"):
+        linear_balanced_loss(features, weight, bias, targets, statistics, DB, update=update)
+    update.prepare(weight, bias)
+    with pytest.raises(ValueError, match="update: expected None with impl 'reference'"):
+        linear_balanced_loss(features, weight, bias, targets, statistics, DB, update=update, impl="reference")
 
 
 def test_module_shares_a_linear_layer_and_carries_its_statistics():

@@ -75,8 +75,8 @@ def load_classifier(model: str, label_names: Sequence[str], max_length: int) -> 
         ignore_mismatched_sizes=True,
     )
     body = f"{classifier.base_model_prefix}."
-    missing = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    missing = sorted(name for name in missing if name.startswith(body) and ".pooler." not in name)
+    absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    missing = sorted(name for name in absent if name.startswith(body) and ".pooler." not in name)
     if missing:
         raise EncoderError(
             f"--model {model}: its weights lack {len(missing)} of the encoder's, such as {missing[0]}; expected a "
