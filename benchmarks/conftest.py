@@ -41,8 +41,9 @@ def keep(request):
     folder = request.config.getoption("--results") or default_folder()
 
     def write(record):
-        write_record(folder, record)
+        # Shown at the end even where it cannot be written.
         request.config.measured.append(record)
+        write_record(folder, record)
         return record
 
     return write

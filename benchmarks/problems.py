@@ -78,26 +78,31 @@ def make_classifier(num_rows: int, num_labels: int, num_features: int, dtype: to
 
 
 def formula(logits: Tensor, targets: Tensor, counts: Tensor, num_samples: int, spec: LossSpec) -> Tensor:
-    """Mean loss of the specs that the presets give, from dense float targets."""
-    positive = targets == 1
-    z, w, s = logits.float(), torch.ones((), device=logits.device), 1.0
-    if spec.kappa:
-        z = z - spec.kappa * torch.log(num_samples / counts - 1)
+    """Mean loss of the specs that the presets give, from dense float targets: the equations one after another."""
+    z, w, s = logits.float(), 1.0, 1.0
+    if spec.probability_margin:
+        return _margin_formula(z, targets, spec)
     if spec.weighting == "rebalanced":
         r = (1 / counts) / (targets * (1 / counts)).sum(1, keepdim=True)
         w = spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu))
     elif spec.weighting == "class_balanced":
         w = (1 - spec.beta_cb) / (1 - spec.beta_cb**counts)
-    t = torch.where(positive, z, -spec.lam * z)
-    if spec.lam != 1:
-        s = torch.where(positive, 1.0, 1 / spec.lam)
-    if spec.probability_margin:
-        p = torch.sigmoid(z)
-        q = (1 - p + spec.probability_margin).clamp(max=1)
-        log_p = torch.where(positive, torch.log(p.clamp(min=1e-8)), torch.log(q))
-        wrong = torch.where(positive, 1 - p, 1 - q)
-        gamma = torch.where(positive, *spec.gammas)
-        return -(wrong**gamma * log_p).mean()
-    p = torch.sigmoid(t)
+    if spec.kappa:
+        v = spec.kappa * torch.log(num_samples / counts - 1)
+        t = torch.where(targets == 1, z - v, -spec.lam * (z - v))
+        s = torch.where(targets == 1, 1.0, 1 / spec.lam)
+    else:
+        t = torch.where(targets == 1, z, -z)
     nll = F.softplus(-t)
-    return (s * w * (1 - p) ** spec.gamma * nll).mean() if spec.gamma else (s * w * nll).mean()
+    if spec.gamma:
+        p = torch.sigmoid(t)
+        nll = (1 - p) ** spec.gamma * nll
+    return (s * w * nll).mean()
+
+
+def _margin_formula(z: Tensor, targets: Tensor, spec: LossSpec) -> Tensor:
+    """Asymmetric loss (Ridnik et al., ICCV 2021, equations 4 to 6)."""
+    p = torch.sigmoid(z)
+    right = torch.where(targets == 1, p, (1 - p + spec.probability_margin).clamp(max=1))
+    gamma = torch.where(targets == 1, *spec.gammas)
+    return -((1 - right) ** gamma * torch.log(right.clamp(min=1e-8))).mean()

@@ -49,7 +49,7 @@ def origin(records: Iterable[Record]) -> str:
 def write_report(folder: Path) -> list[Path]:
     """Raises ValueError for a folder without records, OSError where it cannot write."""
     records = list(read_records(folder).values())
-    written, pictures = [], []
+    pictures: list[Path] = []
     try:
         from plots import write_plots
     except ImportError as error:
@@ -72,7 +72,7 @@ def write_report(folder: Path) -> list[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("\n".join(lines).rstrip() + "\n")
     os.replace(temporary, path)
-    return [path, *pictures, *written]
+    return [path, *pictures]
 
 
 def _section(records: list[Record]) -> list[str]:
@@ -80,12 +80,12 @@ def _section(records: list[Record]) -> list[str]:
         return [_first_use_table(records), ""]
     lines = []
     for record in records:
+        lines += [f"**{title(record['settings'])}**", ""]
         if "contestants" in record:
-            lines += [f"**{title(record['settings'])}**", "", comparison_table(record), ""]
-        else:
-            figures = record.get("figures") or {"failed": record.get("failed", "")}
-            rows = [[name, _show(name, value)] for name, value in figures.items()]
-            lines += [f"**{title(record['settings'])}**", "", markdown(["", "figure"], rows), ""]
+            lines += [comparison_table(record), ""]
+        if "figures" in record:
+            rows = [[name, _show(name, value)] for name, value in record["figures"].items()]
+            lines += [markdown(["", "figure"], rows), ""]
     return lines
 
 

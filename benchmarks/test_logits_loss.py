@@ -87,7 +87,7 @@ def check_goals(record, shape):
 def _shapes(quick, full):
     """Quick ones are measured always."""
     return [pytest.param(shape, id=f"{shape[0]}x{shape[1]}") for shape in quick] + [
-        pytest.param(shape, id=f"{shape[0]}x{shape[1]}", marks=pytest.mark.full) for shape in full
+        pytest.param(shape, id=f"{shape[0]}x{shape[1]}", marks=pytest.mark.full) for shape in full if shape not in quick
     ]
 
 
