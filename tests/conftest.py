@@ -28,7 +28,7 @@ def impl(request, device, monkeypatch):
         return request.param
     if device.type != "cpu":
         pytest.skip("the C++ kernel is for the CPU")
-    monkeypatch.setattr(select, "COMPILE_FROM", 1)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     # What the kernel does not know takes the uncompiled form, without seconds of compilation.
     monkeypatch.setattr(select.COMPILED, "failed", {"compile"})
 

@@ -46,7 +46,7 @@ def test_compiled_form_in_float64_and_bfloat16(device):
 
 def test_auto_takes_the_compiled_form_for_large_cpu_inputs(monkeypatch):
     logits, targets, statistics = problem(8, 50)
-    monkeypatch.setattr(select, "COMPILE_FROM", 1)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     assert select.select("auto", logits.device, logits.numel()) is select.COMPILED
     loss, gradient = loss_and_gradient(logits, targets, statistics, DB, torch.device("cpu"))
     expected = loss_and_gradient(logits.double(), targets, statistics, DB, torch.device("cpu"), impl="reference")
@@ -59,6 +59,7 @@ def test_auto_goes_on_with_a_warning_each_where_nothing_compiles(monkeypatch):
         raise RuntimeError("no C++ compiler")
 
     logits, targets, statistics = problem(8, 50)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     monkeypatch.setattr(select, "COMPILE_FROM", 1)
     monkeypatch.setattr(select.COMPILED, "failed", set())
     monkeypatch.setattr(select.compiled, "_compiled_form", broken)

@@ -79,7 +79,7 @@ def test_what_the_kernel_does_not_know(changes):
 
 def test_invalid_targets_are_found(monkeypatch):
     logits, targets, statistics = problem(4, 200)
-    monkeypatch.setattr(select, "COMPILE_FROM", 1)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     for bad in (targets.byte() * 2, targets.float() * 0.5):
         with pytest.raises(ValueError, match="targets"):
             balanced_loss(logits, bad, statistics, DB)
@@ -90,7 +90,7 @@ def test_library_is_built_once_and_survives_processes(tmp_path, monkeypatch):
         "import torch\n"
         "from fused_balanced_loss import LossSpec, balanced_loss\n"
         "from fused_balanced_loss.backends import select\n"
-        "select.COMPILE_FROM = 1\n"
+        "select.KERNEL_FROM = 1\n"
         "print(float(balanced_loss(torch.zeros(2, 9), torch.zeros(2, 9), None, LossSpec(gamma=2.0))))\n"
     )
     monkeypatch.setenv("FUSED_BALANCED_LOSS_CACHE", str(tmp_path / "cache"))
@@ -128,6 +128,7 @@ def test_compiler_that_fails_says_so(monkeypatch, tmp_path):
 def test_failure_after_logits_were_overwritten_raises(monkeypatch):
     """Nothing may start again from logits that are partly gradient."""
     logits, targets, statistics = problem(4, 50)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     monkeypatch.setattr(select, "COMPILE_FROM", 1)
     monkeypatch.setattr(select.COMPILED, "failed", {"cpp"})
     monkeypatch.setattr(select.compiled, "_ELEMENTS_ASIDE", 50)
@@ -152,7 +153,7 @@ def loss_and_gradient_in_place(logits, targets, statistics):
 def test_large_problems_go_to_the_kernel(monkeypatch):
     logits, targets, statistics = problem(8, 50)
     called = []
-    monkeypatch.setattr(select, "COMPILE_FROM", 1)
+    monkeypatch.setattr(select, "KERNEL_FROM", 1)
     monkeypatch.setattr(
         select.cpp, "value_and_gradient", lambda *a: called.append(1) or reference.value_and_gradient(*a)
     )

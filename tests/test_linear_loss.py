@@ -262,7 +262,7 @@ def test_operator_registrations():
 
 def test_large_problems_go_to_the_kernel(monkeypatch):
     classifier, targets, statistics = problem()
-    monkeypatch.setattr(select, "COMPILE_FROM", 6 * 37)
+    monkeypatch.setattr(select, "KERNEL_FROM", 6 * 37)
     called, run = [], select.cpp.value_and_gradient
     monkeypatch.setattr(select.cpp, "value_and_gradient", lambda *a, **k: called.append(1) or run(*a, **k))
     loss_and_gradients(classifier, targets, statistics, DB, chunk_size=16)

@@ -18,7 +18,9 @@ from . import compiled, cpp, eager, reference
 Impl = Literal["auto", "triton", "compile", "reference"]
 IMPLS: tuple[str, ...] = get_args(Impl)
 
-# Elements from which a compiled CPU pass is worth its compilation.
+# Elements from which a CPU pass is worth the building of the C++ kernel (under a second, then kept on disk), and where
+# that does not know the problem, compilation by torch.compile (seconds).
+KERNEL_FROM = 1 << 14
 COMPILE_FROM = 1 << 17
 
 
@@ -47,7 +49,7 @@ class _FirstThatWorks:
                 return getattr(cpp, name)(problem, *arguments)
             except Exception as error:
                 self._give_up("cpp", "the C++ kernel", "torch.compile", error)
-        if "compile" not in self.failed:
+        if "compile" not in self.failed and problem.logits.numel() >= COMPILE_FROM:
             try:
                 return getattr(compiled, name)(problem, *arguments)
             except compiled.LogitsLostError:
@@ -128,6 +130,6 @@ def select(impl: str, device: torch.device, size: int) -> Backend:
         return triton_backend() or COMPILED
     if torch.compiler.is_compiling():
         return compiled
-    if device.type == "cpu" and size >= COMPILE_FROM:
+    if device.type == "cpu" and size >= KERNEL_FROM:
         return COMPILED
     return eager
