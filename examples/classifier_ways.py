@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from fused_balanced_loss import LabelStatistics, LinearBalancedLoss, LossSpec, SparseTargets, balanced_loss
 from fused_balanced_loss.classifier_optimizers import AdamWUpdate
@@ -38,9 +39,10 @@ WAYS = {
 PLAIN_LOGITS = 14
 
 
-def account(name: str, num_labels: int, num_features: int, batch: int) -> dict[str, float]:
-    """Bytes of weights, gradient, optimizer state and logits at the peak of a step."""
+def account(name: str, num_labels: int, num_features: int, batch: int, ranks: int = 1) -> dict[str, float]:
+    """Bytes of weights, gradient, optimizer state and logits at the peak of a step, on each rank."""
     way = WAYS[name]
+    num_labels = -(-num_labels // ranks)
     size = way.dtype.itemsize
     parameters = num_labels * (num_features + 1)
     chunk = min(num_labels, default_chunk_size(batch, num_features, way.dtype, torch.device("cpu")))
@@ -68,21 +70,32 @@ def available_memory() -> float | None:
 
 
 def train(
-    name: str, num_labels: int, num_features: int, batch: int, steps: int, say: Callable[[str], Any]
+    name: str,
+    num_labels: int,
+    num_features: int,
+    batch: int,
+    steps: int,
+    say: Callable[[str], Any],
+    mesh: DeviceMesh | None = None,
 ) -> dict[str, float]:
-    """Trains for some steps on generated features; {"peak" in bytes, "seconds" of a step, "loss" of the last}."""
+    """Trains for some steps on generated features; {"peak" in bytes, "seconds" of a step, "loss" of the last}.
+
+    With ``mesh`` the labels are sharded over its ranks, which all call this.
+    """
     way = WAYS[name]
     torch.manual_seed(0)
     say(way.description)
+    # The ranks share their batches, whatever else they draw.
+    generator = torch.Generator().manual_seed(1)
     # A long tail: the k-th label has a share of the samples that falls as 1 / k.
     share = 1 / torch.arange(1, num_labels + 1, dtype=torch.float64)
     counts = (NUM_SAMPLES * LABELS_A_SAMPLE * share / share.sum()).ceil().clamp(max=NUM_SAMPLES - 1).long()
     statistics = LabelStatistics.from_counts(counts, NUM_SAMPLES)
-    step = _step_of(way, statistics, num_features)
+    step = _step_of(way, statistics, num_features, mesh)
     loss = seconds = math.nan
     for number in range(1, steps + 1):
-        features = torch.randn(batch, num_features).to(way.dtype)
-        targets = _targets(num_labels, batch)
+        features = torch.randn(batch, num_features, generator=generator).to(way.dtype)
+        targets = _targets(num_labels, batch, generator)
         start = time.perf_counter()
         loss = step(features, targets).item()
         elapsed = time.perf_counter() - start
@@ -101,16 +114,25 @@ def peak_memory() -> float:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _targets(num_labels: int, batch: int) -> SparseTargets:
+def _targets(num_labels: int, batch: int, generator: torch.Generator) -> SparseTargets:
     # The logarithm of the rank is uniform: frequencies fall as 1 / rank.
-    ids = (num_labels ** torch.rand(batch, LABELS_A_SAMPLE, dtype=torch.float64)).long() - 1
+    uniform = torch.rand(batch, LABELS_A_SAMPLE, dtype=torch.float64, generator=generator)
+    ids = (num_labels**uniform).long() - 1
     return SparseTargets.from_lists([sorted(set(row.tolist())) for row in ids], num_labels)
 
 
-def _step_of(way: Way, statistics: LabelStatistics, num_features: int) -> Callable[[Tensor, SparseTargets], Tensor]:
+def _step_of(
+    way: Way, statistics: LabelStatistics, num_features: int, mesh: DeviceMesh | None
+) -> Callable[[Tensor, SparseTargets], Tensor]:
+    def fused(**options: Any) -> LinearBalancedLoss:
+        if mesh is None:
+            return LinearBalancedLoss(SPEC, statistics, num_features, dtype=way.dtype, **options)
+        from fused_balanced_loss.label_parallel import LabelParallelLinearLoss
+
+        return LabelParallelLinearLoss(SPEC, statistics, num_features, mesh, dtype=way.dtype, **options)
+
     if way.update is not None:
-        update = AdamWUpdate(RATE, state="row" if way.update == "row" else "float32")
-        loss = LinearBalancedLoss(SPEC, statistics, num_features, update=update, dtype=way.dtype)
+        loss = fused(update=AdamWUpdate(RATE, state="row" if way.update == "row" else "float32"))
 
         def step_in_place(features: Tensor, targets: SparseTargets) -> Tensor:
             value: Tensor = loss(features, targets)
@@ -119,7 +141,7 @@ def _step_of(way: Way, statistics: LabelStatistics, num_features: int) -> Callab
 
         return step_in_place
     if way.fused:
-        value_of: Callable[[Tensor, SparseTargets], Tensor] = LinearBalancedLoss(SPEC, statistics, num_features)
+        value_of: Callable[[Tensor, SparseTargets], Tensor] = fused()
     else:
         linear = nn.Linear(num_features, statistics.num_labels)
 

@@ -1,8 +1,10 @@
 """Trains a linear classifier of a million labels for a few steps, in several ways, and accounts for the memory.
 
     python examples/million_labels.py
+    python examples/million_labels.py --ranks 2
 
-Each way is a process of its own. What the machine cannot hold is not begun.
+Each way is a process of its own, or as many as there are ranks, each with its share of the labels. What the machine
+cannot hold is not begun.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
+import torch
 from argument_types import integer
 from classifier_ways import WAYS, account, available_memory, train
+from torch.distributed.device_mesh import init_device_mesh
 
 GB = 1e9
 # The interpreter with PyTorch, its threads, and what the allocator holds beside.
 OVERHEAD = 600e6
+JOIN_SECONDS = 30
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -29,6 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--features", type=integer(1), default=256)
     parser.add_argument("--batch", type=integer(1), default=128)
     parser.add_argument("--steps", type=integer(1), default=3)
+    parser.add_argument("--ranks", type=integer(1), default=1, help="processes that share the labels")
     parser.add_argument(
         "--ways", nargs="+", choices=list(WAYS), default=list(WAYS)[:3], help="default: the first three"
     )
@@ -42,13 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows, status = [], REFUSED
     try:
         for way in dict.fromkeys(options.ways):
-            needs, available = account(way, *sizes), available_memory()
-            needed = sum(needs.values()) + OVERHEAD
+            if options.ranks > 1 and not WAYS[way].fused:
+                print(f"{way}: left out: its labels cannot be sharded")
+                continue
+            needs, available = account(way, *sizes, options.ranks), available_memory()
+            needed = options.ranks * (sum(needs.values()) + OVERHEAD)
             if available is not None and needed > available:
                 print(f"{way}: not begun: needs about {needed / GB:.1f} GB, {available / GB:.1f} GB are available")
                 rows.append([way, *_sizes(needs), "", "", ""])
                 continue
-            result = _run_apart(way, (*sizes, options.steps))
+            result = _run_apart(way, (*sizes, options.steps), options.ranks)
             if isinstance(result, str):
                 print(f"{way}: {result}", file=sys.stderr)
                 rows.append([way, *_sizes(needs), "", "", ""])
@@ -65,13 +76,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run_apart(way: str, settings: tuple[int, int, int, int]) -> dict[str, Any] | str:
-    """What ``train`` returns in a process of its own, or why there is nothing."""
+def _run_apart(way: str, settings: tuple[int, int, int, int], ranks: int) -> dict[str, Any] | str:
+    """What ``train`` returns in processes of its own, with the highest peak of them; or why there is nothing."""
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, way, settings), daemon=True)
-    process.start()
-    sender.close()
+    with tempfile.TemporaryDirectory() as folder:
+        receivers, processes = [], []
+        for rank in range(ranks):
+            receiver, sender = context.Pipe(duplex=False)
+            meeting = (rank, ranks, Path(folder, "meeting").as_uri())
+            process = context.Process(target=_work, args=(sender, way, settings, meeting), daemon=True)
+            process.start()
+            sender.close()
+            receivers.append(receiver)
+            processes.append(process)
+        try:
+            results = [_result(way, receiver) for receiver in receivers]
+            if all(results):
+                return {**results[0], "peak": max(result["peak"] for result in results)}
+            for process in processes:
+                process.join(JOIN_SECONDS)
+            codes = sorted({process.exitcode for process in processes} - {0}, key=str)
+            killed = " (killed: the memory did not suffice?)" if -9 in codes else ""
+            return f"ended with exit code {codes[0]}{killed}"
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
+
+
+def _result(way: str, receiver: Connection) -> dict[str, Any]:
+    """A process's last message, empty where it ended without one; what it says before is printed."""
     try:
         while True:
             message = receiver.recv()
@@ -79,17 +113,21 @@ def _run_apart(way: str, settings: tuple[int, int, int, int]) -> dict[str, Any] 
                 return message
             print(f"{way}: {message}", flush=True)
     except EOFError:
-        process.join()
-        killed = " (killed: the memory did not suffice?)" if process.exitcode == -9 else ""
-        return f"ended with exit code {process.exitcode}{killed}"
-    finally:
-        process.terminate()
-        process.join()
+        return {}
 
 
-def _work(sender: Connection, way: str, settings: tuple[int, int, int, int]) -> None:
+def _work(sender: Connection, way: str, settings: tuple[int, int, int, int], meeting: tuple[int, int, str]) -> None:
+    rank, ranks, address = meeting
     try:
-        sender.send(train(way, *settings, sender.send))
+        mesh = None
+        if ranks > 1:
+            torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+            torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+            mesh = init_device_mesh("cpu", (ranks,))
+        result = train(way, *settings, sender.send if rank == 0 else lambda text: None, mesh)
+        if ranks > 1:
+            torch.distributed.destroy_process_group()
+        sender.send(result)
     except KeyboardInterrupt:
         pass
     except (MemoryError, RuntimeError) as error:

@@ -15,7 +15,7 @@ SMALL = ["--labels", "700", "--features", "8", "--batch", "4", "--steps", "2"]
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    def run(way, settings):
+    def run(way, settings, ranks):
         said = []
         return classifier_ways.train(way, *settings, said.append)
 
@@ -39,6 +39,16 @@ def test_command_prints_an_account(in_this_process, capsys):
 def test_own_process_reports_progress(capsys):
     assert million_labels.main([*SMALL, "--ways", "update"]) == 0
     assert "update: step 2/2: loss" in capsys.readouterr().out
+
+
+def test_ranks_share_the_labels(capsys):
+    assert million_labels.main([*SMALL, "--ranks", "2", "--ways", "plain", "fused", "update"]) == 0
+    out = capsys.readouterr().out
+    assert "plain: left out: its labels cannot be sharded" in out
+    losses = [line.split()[-1] for line in out.splitlines()[-2:]]
+    assert losses[0] == losses[1]
+    whole = classifier_ways.account("update", 1_000_000, 256, 32)
+    assert classifier_ways.account("update", 1_000_000, 256, 32, ranks=4)["weights"] == whole["weights"] / 4
 
 
 def test_what_the_machine_cannot_hold_is_not_begun(monkeypatch, capsys):
