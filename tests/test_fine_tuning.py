@@ -416,3 +416,37 @@ def test_options_and_what_a_record_depends_on(tmp_path):
         with pytest.raises(SystemExit):
             parser.parse_args([wrong])
     assert bert.BertEncoder("x", BertSettings(), tmp_path).settings["training"]["precision"] != "auto"
+
+
+def test_mixed_precision(encoder, cache, tmp_path):
+    """bf16, which is to be had on a CPU too."""
+    if torch.cuda.is_available():
+        pytest.skip("for a machine without a GPU")
+    _, epochs = fine_tune(encoder, cache, tmp_path / "bf16", precision="bf16")
+    _, plain_epochs = fine_tune(encoder, cache, tmp_path / "fp32")
+    assert epochs[0]["loss"] != plain_epochs[0]["loss"]
+    assert epochs[0]["loss"] == pytest.approx(plain_epochs[0]["loss"], rel=0.05)
+
+
+def test_the_command_on_two_processes(encoder, tmp_path):
+    """The whole of reproduce_reuters.py under torchrun, search included: one of the processes writes and prints."""
+    arguments = [
+        "--generated", "--documents", "1000", "--encoder", "bert", "--model", str(encoder), "--losses", "BCE", "DB",
+        "--bert-epochs", "1", "--bert-search-rates", "1e-3", "1e-8", "--bert-search-epochs", "1",
+        "--bert-max-length", "16", "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(ROOT / "examples" / "reproduce_reuters.py"), *arguments],
+        env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "records").glob("*.json")]
+    assert sorted(record["settings"]["method"] for record in records) == ["BCE", "DB"]
+    for record in records:
+        assert record["status"] == "done" and len(record["epochs"]) == 1
+        assert [trial["learning_rate"] for trial in record["result"]["search"]] in ([1e-3, 1e-8], [1e-8, 1e-3])
+        assert (tmp_path / "run" / "records" / record["result"]["predictions"]).exists()
+    assert done.stdout.count("[2/2] DB seed 0") == 1
+    assert not list((tmp_path / "run" / "work").glob("*"))

@@ -16,16 +16,16 @@ import torch
 from corpora.corpus import Corpus
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
-from transformers.integrations.integration_utils import TensorBoardCallback, is_tensorboard_available
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from encoders.bert_options import BertSettings
 from encoders.checkpoints import newest_checkpoint, read_state
 from encoders.encoder import Json, Report
 from encoders.epoch_report import EpochReport, StepBar, TrialReport, epochs_of, is_over
-from encoders.fine_tuning import FineTuning, device_precision, fine_tune, load_weights, logits_of, model_of
+from encoders.fine_tuning import FineTuning, device_precision, explained_failures, load_weights, logits_of, model_of
 from encoders.frozen import model_name
 from encoders.memory import peak_memory
-from encoders.pretrained import load_tokenizer
+from encoders.pretrained import load_tokenizer, quiet
 from encoders.processes import from_main, is_main, wait_for_all
 from encoders.rate_search import NAME, search_learning_rate
 from encoders.scoring import score_test, score_validation
@@ -91,7 +91,8 @@ class BertEncoder:
         for epoch in epochs if is_main() else ():
             report(epoch)
         if not is_over(epochs, settings.epochs, settings.patience):
-            fine_tune(trainer, newest)
+            with quiet(), explained_failures(trainer):
+                trainer.train(resume_from_checkpoint=newest)
             _, epochs, best = _progress(folder)
         start = time.perf_counter()
         load_weights(trainer, best)
@@ -149,10 +150,12 @@ class BertEncoder:
         return self.asked.logs / f"{name}.jsonl"
 
     def _tensorboard(self, name: str) -> list[TrainerCallback]:
-        if self.asked.logs is None or not is_tensorboard_available() or not is_main():
+        if self.asked.logs is None or not is_main():
             return []
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return []
         return [TensorBoardCallback(SummaryWriter(str(self.asked.logs / name)))]
 
 

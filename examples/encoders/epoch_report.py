@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class EpochReport(TrainerCallback, ExportableState):
         entry = state.log_history[-1]
         entry["seconds"] = time.perf_counter() - self.start
         if self.log is not None and state.is_world_process_zero:
-            with open(self.log, "a", encoding="utf-8") as file:
+            # A log that has no room is no reason to stop.
+            with suppress(OSError), open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         return control
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from transformers import (
 from encoders.bert_options import BertSettings, Precision
 from encoders.checkpoints import WEIGHTS
 from encoders.encoder import EncoderError
-from encoders.pretrained import load_classifier, quiet
+from encoders.pretrained import load_classifier
 from encoders.processes import number_of_processes
 from encoders.tokens import Tokens
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
@@ -76,24 +77,15 @@ class FineTuning:
         """A Trainer that evaluates after every epoch, and keeps the newest two checkpoints and the best.
 
         Raises:
-            EncoderError: for a batch that cannot be divided among devices and accumulated batches.
+            EncoderError: for settings that the devices cannot have.
         """
         settings, corpus = self.settings, self.corpus
-        batch = self._device_batch()
-        arguments = TrainingArguments(
+        arguments = self._arguments(
             output_dir=str(folder),
             seed=seed,
             data_seed=seed,
             num_train_epochs=epochs,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=batch,
-            gradient_accumulation_steps=settings.accumulation,
             learning_rate=rate,
-            weight_decay=settings.weight_decay,
-            lr_scheduler_type=_schedule(settings),
-            warmup_steps=settings.warmup,
-            bf16=settings.precision == "bf16",
-            fp16=settings.precision == "fp16",
             eval_strategy="epoch",
             save_strategy="epoch" if checkpoints else "no",
             logging_strategy="epoch",
@@ -147,6 +139,23 @@ class FineTuning:
         statistics = LabelStatistics.from_targets(self.corpus.train.targets[rows], degenerate="ignore")
         return self.tokens["train"].select(rows.tolist()), statistics
 
+    def _arguments(self, **options: Any) -> TrainingArguments:
+        settings, batch = self.settings, self._device_batch()
+        try:
+            return TrainingArguments(
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=batch,
+                gradient_accumulation_steps=settings.accumulation,
+                weight_decay=settings.weight_decay,
+                lr_scheduler_type=_schedule(settings),
+                warmup_steps=settings.warmup,
+                bf16=settings.precision == "bf16",
+                fp16=settings.precision == "fp16",
+                **options,
+            )
+        except ValueError as error:
+            raise EncoderError(f"--bert-precision {settings.precision}: {error}") from error
+
     def _device_batch(self) -> int:
         processes, parts = number_of_processes(), self.settings.accumulation
         devices = processes if processes > 1 else max(1, torch.cuda.device_count())
@@ -176,17 +185,19 @@ def model_of(trainer: Trainer) -> PreTrainedModel:
     return cast(PreTrainedModel, trainer.model)
 
 
-def fine_tune(trainer: Trainer, checkpoint: str | None) -> None:
-    """Trains to the end, from ``checkpoint`` where there is one.
+@contextmanager
+def explained_failures(trainer: Trainer) -> Iterator[None]:
+    """Training within it says in words of the options what it lacked.
 
     Raises:
         EncoderError: where the device has no room for a batch.
         OSError: where the disk has none for a checkpoint; what was done before it goes on from the last.
     """
+    folder = Path(str(trainer.args.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
     needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in model_of(trainer).parameters())
     try:
-        with quiet():
-            trainer.train(resume_from_checkpoint=checkpoint)
+        yield
     except torch.OutOfMemoryError as error:
         raise EncoderError(
             f"--bert-accumulation: the device has no room for {trainer.args.per_device_train_batch_size} documents at "
@@ -195,12 +206,12 @@ def fine_tune(trainer: Trainer, checkpoint: str | None) -> None:
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk shows in as many ways as there are writers of files.
-        free = shutil.disk_usage(str(trainer.args.output_dir)).free
+        free = shutil.disk_usage(folder).free
         if free > needed:
             raise
         raise OSError(
-            f"{trainer.args.output_dir}: no room for a checkpoint, which takes {needed / 2**20:,.0f} MiB; "
-            f"{free / 2**20:,.0f} MiB are free"
+            f"{folder}: no room for a checkpoint, which takes {needed / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are "
+            "free"
         ) from error
 
 

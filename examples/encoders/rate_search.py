@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from transformers import Trainer
 
 from encoders.encoder import EncoderError, Json
+from encoders.fine_tuning import explained_failures
 from encoders.pretrained import quiet
 from encoders.processes import from_main, is_main
 
@@ -37,7 +38,7 @@ def search_learning_rate(trainer: Trainer, rates: Sequence[float], file: Path) -
     options: dict[str, Any] = {"study_name": NAME, "storage": storage}
     missing = from_main(_ask_for_missing(rates, file, options) if is_main() else 0)
     if missing:
-        with quiet():
+        with quiet(), explained_failures(trainer):
             trainer.hyperparameter_search(
                 hp_space=lambda trial: {NAME: trial.suggest_categorical(NAME, list(rates))},
                 compute_objective=_best_so_far(trainer),
