@@ -11,7 +11,7 @@ from torch import Tensor
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
-from .targets import SparseTargets
+from .targets import SparseTargets, check_binary
 
 Reduction = Literal["none", "sum", "mean"]
 GradientMode = Literal["auto", "forward", "backward", "in_place"]
@@ -141,3 +141,14 @@ def flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: t
             f"label_mask: expected shape {list(shape[-1:])} or {list(shape)}, got {list(label_mask.shape)}"
         )
     return label_mask.reshape(num_samples, shape[-1]).contiguous()
+
+
+def check_targets_of(loss: Tensor, targets: Tensor | SparseTargets) -> None:
+    """Raises ValueError where an invalid target has turned the loss into NaN; on a CPU, where looking stalls nothing.
+
+    Looking at the targets only then costs a good call nothing.
+    """
+    if not isinstance(targets, Tensor) or loss.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
+        check_binary(targets)

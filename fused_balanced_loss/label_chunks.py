@@ -18,7 +18,7 @@ class LabelChunks:
     """
 
     def __init__(self, problem: Problem, size: int, first: int, num_labels: int) -> None:
-        self._problem = problem._replace(row_sum=_row_sum(problem))
+        self._problem = problem._replace(row_sum=_row_sum(problem), saved={})
         self._bounds = [
             (start, min(start + size, first + num_labels)) for start in range(first, first + num_labels, size)
         ]

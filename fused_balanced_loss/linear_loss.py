@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .arguments import Reduction, check_settings, flat_label_mask, flat_sample_weight, flat_targets
+from .arguments import Reduction, check_settings, check_targets_of, flat_label_mask, flat_sample_weight, flat_targets
 from .backends.select import Backend, Impl, select
 from .classifier_pass import Gradients, Sink, classifier_pass, default_chunk_size
 from .classifier_update import ClassifierUpdate
@@ -17,7 +16,7 @@ from .label_chunks import LabelChunks
 from .label_statistics import LabelStatistics
 from .logits_loss import balanced_loss
 from .spec import LossSpec
-from .targets import SparseTargets, check_binary
+from .targets import SparseTargets
 from .terms import Problem, compute_dtype, label_terms, row_weight
 
 LinearGradientMode = Literal["auto", "forward", "backward"]
@@ -50,7 +49,11 @@ class Call(NamedTuple):
     def run(
         self, features: Tensor, weight: Tensor, bias: Tensor | None, wants: tuple[bool, bool, bool], sink: Any = None
     ) -> tuple[Tensor, Gradients]:
-        chunks = LabelChunks(self.problem, self.chunk_size, self.first_label, len(weight))
+        # A second pass finds them cut.
+        chunks = self.problem.saved.get("chunks")
+        if chunks is None:
+            chunks = LabelChunks(self.problem, self.chunk_size, self.first_label, len(weight))
+            self.problem.saved["chunks"] = chunks
         return classifier_pass(
             features.detach().to(self.dtype),
             weight.detach(),
@@ -285,11 +288,7 @@ def finish_loss(loss: Tensor, divisor: Tensor | None, targets: Tensor | SparseTa
     """The mean over a mask; and an error for the invalid target that has turned the loss into NaN."""
     if divisor is not None:
         loss = loss / divisor
-    looking = isinstance(targets, Tensor) and targets.device.type == "cpu" and not torch.compiler.is_compiling()
-    # Looking for it only where the loss is NaN costs a good call nothing.
-    if looking and math.isnan(loss.item()):
-        assert isinstance(targets, Tensor)
-        check_binary(targets)
+    check_targets_of(loss, targets)
     return loss
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .arguments import (
     Reduction,
     check_logits,
     check_settings,
+    check_targets_of,
     check_writable,
     flat_label_mask,
     flat_sample_weight,
@@ -22,7 +22,7 @@ from .arguments import (
 from .backends.select import Backend, Impl, select
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
-from .targets import SparseTargets, check_binary
+from .targets import SparseTargets
 from .terms import Problem, compute_dtype, label_terms, row_weight
 
 
@@ -161,11 +161,7 @@ def balanced_loss(
     loss = _differentiable(flat, problem, backend, reduction, scale, gradient)
     if reduction == "mean" and label_mask is not None:
         loss = loss / label_mask.sum().clamp(min=1)
-    if not torch.compiler.is_compiling() and loss.device.type == "cpu":
-        # An invalid target has turned the loss into NaN: looking for one only then costs a good call nothing.
-        lost = bool(torch.isnan(loss).any()) if reduction == "none" else math.isnan(loss.item())
-        if lost and isinstance(targets, Tensor):
-            check_binary(targets)
+    check_targets_of(loss, targets)
     return loss.reshape(shape) if reduction == "none" else loss
 
 

@@ -1,16 +1,13 @@
 """What the compilers make of the in-place step's kernel for GPUs that need not be here."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import functools
 
 import pytest
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[1]
+from test_static import figures as static_figures
+
 # Runs apart: this process may have told triton to interpret, and what is interpreted cannot be compiled.
 SCRIPT = """
 import json, sys, tempfile
@@ -53,16 +50,7 @@ print(json.dumps(figures))
 """
 
 
-def figures(*arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    print(*arguments, result)
-    return result
+figures = functools.partial(static_figures, script=SCRIPT)
 
 
 @pytest.mark.parametrize(("weight", "state"), [("fp32", "float32"), ("bf16", "bfloat16")])
