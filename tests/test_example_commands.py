@@ -314,6 +314,15 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
 
     default = settings()
     assert default["training"] == dataclasses.asdict(reproduce_reuters.HEADS["tfidf"])
-    others = [settings(*change.split()) for change in ("--convention authors", "--mu 0.5", "--hidden 8")]
-    assert len({fingerprint(one) for one in (default, *others)}) == 4
+    changes = ("--convention authors", "--mu 0.5", "--hidden 8", "--fused-classifier")
+    others = [settings(*change.split()) for change in changes]
+    assert len({fingerprint(one) for one in (default, *others)}) == 5
     assert fingerprint(settings()) == fingerprint(default)
+    for path in (EXAMPLES / "results" / "reuters" / "records").glob("DB-seed0-*.json"):
+        recorded = json.loads(path.read_text())["settings"]
+        if recorded["encoder"] == "tfidf":
+            same = {name: recorded[name] for name in ("corpus", "corpus_fingerprint")}
+            assert recorded == default | same, "the committed runs would be done again"
+            break
+    else:
+        pytest.fail("no committed run")

@@ -225,6 +225,31 @@ def test_killed_training_goes_on_to_the_same_end(corpus, words, tmp_path, monkey
     assert found["test"] == expected["test"]
 
 
+def test_fused_classifier_gives_the_same_results(corpus, words, tmp_path):
+    settings = HeadSettings(hidden=64, epochs=6)
+    epochs = {True: [], False: []}
+    for fused, reported in epochs.items():
+        head_training.train_head(
+            corpus, inputs_of(words), DB, settings, 0, tmp_path, reported.append, fused_classifier=fused
+        )
+    fused, plain = ([(epoch["loss"], epoch["micro_f1"]) for epoch in epochs[kind]] for kind in epochs)
+    np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)
+    assert plain[-1][1] > 0.1
+
+
+def test_fused_training_makes_no_logits(corpus, words, tmp_path, monkeypatch):
+    forward, modes = Head.forward, []
+
+    def noted(self, inputs):
+        modes.append(self.training)
+        return forward(self, inputs)
+
+    monkeypatch.setattr(Head, "forward", noted)
+    head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet, fused_classifier=True)
+    assert modes
+    assert not any(modes)
+
+
 def test_broken_checkpoint_begins_anew(corpus, words, tmp_path, capsys):
     (tmp_path / head_training.CHECKPOINT).write_bytes(b"half a check")
     expected = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)

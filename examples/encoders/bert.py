@@ -61,7 +61,8 @@ class BertEncoder:
 
     @property
     def settings(self) -> Json:
-        return {"training": self._settings.as_json()}
+        fused = {"fused_classifier": True} if self.asked.fused_classifier else {}
+        return {"training": self._settings.as_json(), **fused}
 
     @cached_property
     def _settings(self) -> BertSettings:

@@ -91,11 +91,6 @@ def add_bert_options(parser: argparse.ArgumentParser) -> None:
     add("max_length", integer(3), "tokens that are read of a text")
     add("train_documents", integer(1), "train on so many documents, a random part (default: all)")
     add("precision", str, "auto is bf16 or fp16 where the device has it", choices=get_args(Precision))
-    group.add_argument(
-        "--bert-fused-classifier",
-        action="store_true",
-        help="classifier and loss in one: training makes no logits; the same result but for rounding",
-    )
     add("checkpoint_steps", integer(1), "steps between checkpoints; there is one after every epoch besides")
     add("keep", Path, "folder for the best model of every run, in the format of transformers", metavar="FOLDER")
     add("logs", Path, "folder for logs, also for TensorBoard where it is installed", metavar="FOLDER")

@@ -32,6 +32,11 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME-OR-FOLDER",
         help="pretrained encoder, by its name on the Hugging Face hub or as a local folder (default: the paper's)",
     )
+    parser.add_argument(
+        "--fused-classifier",
+        action="store_true",
+        help="classifier and loss in one: training makes no logits; the same results but for rounding",
+    )
     group = parser.add_argument_group("tfidf, frozen and frozen+tfidf", "the defaults depend on corpus and encoder")
     types: dict[str, tuple[Any, str]] = {
         "epochs": (integer(1), "passes over the training documents"),
@@ -56,7 +61,8 @@ def make_encoder(
     if options.encoder == "bert":
         from encoders.bert import BertEncoder
 
-        return BertEncoder(model or options.paper_model, bert_settings(options), options.cache)
+        settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
+        return BertEncoder(model or options.paper_model, settings, options.cache)
     if options.encoder == "tfidf" and model:
         parser.error("argument --model: --encoder tfidf has no model")
     return FeatureEncoder(
@@ -66,4 +72,5 @@ def make_encoder(
         model=model or options.paper_model,
         max_length=options.max_length,
         cache=options.cache,
+        fused_classifier=options.fused_classifier,
     )

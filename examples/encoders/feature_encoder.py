@@ -27,6 +27,7 @@ class FeatureEncoder:
         model: name or local folder of the frozen encoder.
         max_length: tokens of a text that the frozen encoder reads.
         cache: folder of the features.
+        fused_classifier: classifier and loss in one; the result is the same but for rounding.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class FeatureEncoder:
     model: str
     max_length: int
     cache: Path
+    fused_classifier: bool = False
     inputs: dict[str, Inputs] = field(default_factory=dict)
 
     @cached_property
@@ -52,6 +54,8 @@ class FeatureEncoder:
             settings["tfidf"] = asdict(self.tfidf)
         if "frozen" in self.kind:
             settings["max_length"] = self.max_length
+        if self.fused_classifier:
+            settings["fused_classifier"] = True
         return settings
 
     def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
@@ -65,4 +69,6 @@ class FeatureEncoder:
         self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        return train_head(corpus, self.inputs, spec, self.head, seed, folder, report)
+        return train_head(
+            corpus, self.inputs, spec, self.head, seed, folder, report, fused_classifier=self.fused_classifier
+        )

@@ -72,6 +72,11 @@ class Head(nn.Module):
         self.output = nn.Linear(settings.hidden, num_labels)
 
     def forward(self, inputs: Inputs) -> Tensor:
+        logits: Tensor = self.output(self.hidden(inputs))
+        return logits
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """[n, hidden], what the last layer reads."""
         device = self.bias.device
         hidden = self.bias
         words = inputs.words
@@ -83,8 +88,8 @@ class Head(nn.Module):
         if self.features is not None and inputs.features is not None:
             features = torch.from_numpy(inputs.features).to(device)
             hidden = hidden + self.features((features - self.mean) / self.std)
-        logits: Tensor = self.output(self.dropout(torch.relu(hidden)))
-        return logits
+        dropped: Tensor = self.dropout(torch.relu(hidden))
+        return dropped
 
 
 def _moments(features: NDArray[np.float32], block: int = 4096) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from corpora.corpus import Corpus
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoders.encoder import Json, Report
 from encoders.head import Head, HeadSettings, Inputs
 from encoders.memory import peak_memory, resident_memory
 from encoders.scoring import score_test, score_validation
-from fused_balanced_loss import BalancedLoss, LossSpec
+from fused_balanced_loss import BalancedLoss, LinearBalancedLoss, LossSpec
 
 CHECKPOINT = "checkpoint.pt"
 # Runs of seconds are sooner done again than saved after every epoch.
@@ -43,16 +43,18 @@ def train_head(
     seed: int,
     folder: Path,
     report: Report,
+    *,
+    fused_classifier: bool = False,
 ) -> Json:
     """Trains for all epochs and scores the one with the best validation micro-F1.
 
-    Goes on from the checkpoint in ``folder``, where there is one.
+    Goes on from the checkpoint in ``folder``, where there is one. With ``fused_classifier`` training makes no logits.
     """
     start = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    run = _Run(corpus, inputs, spec, settings, seed, device)
+    run = _Run(corpus, inputs, spec, settings, seed, device, fused_classifier)
     run.resume(folder / CHECKPOINT)
     for epoch in run.epochs:
         report(epoch)
@@ -100,12 +102,18 @@ class _Run:
     settings: HeadSettings
     seed: int
     device: torch.device
+    fused_classifier: bool
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         settings, train = self.settings, self.inputs["train"]
         self.head = Head(train, self.corpus.num_labels, settings).to(self.device)
-        self.loss = BalancedLoss(self.spec, self.corpus.statistics).to(self.device)
+        statistics = self.corpus.statistics
+        if self.fused_classifier:
+            loss: nn.Module = LinearBalancedLoss.from_linear(self.head.output, self.spec, statistics)
+        else:
+            loss = BalancedLoss(self.spec, statistics)
+        self.loss = loss.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
@@ -118,12 +126,12 @@ class _Run:
     def train_epoch(self) -> float:
         """One pass in random order; the mean loss of its batches."""
         self.head.train()
+        what_loss_takes = self.head.hidden if self.fused_classifier else self.head
         inputs, targets = self.inputs["train"], self.corpus.train.targets
         batches = torch.split(torch.randperm(len(inputs)), self.settings.batch_size)
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            logits = self.head(inputs[batch.numpy()])
-            value = self.loss(logits, targets[batch].to(self.device))
+            value = self.loss(what_loss_takes(inputs[batch.numpy()]), targets[batch].to(self.device))
             self.optimizer.zero_grad()
             value.backward()
             self.optimizer.step()
