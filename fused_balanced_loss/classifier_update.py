@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .backends import torch_update
+from .backends import cpp_update, torch_update
 from .backends.select import triton_backend
 from .backends.update_rule import ChunkUpdate, Rows, Rule, Step
 from .classifier_pass import Sink
@@ -207,7 +207,7 @@ def select_update(device: torch.device) -> Callable[[Step], ChunkUpdate]:
         from .backends import triton_update
 
         return triton_update.begin
-    return torch_update.begin
+    return cpp_update.begin if device.type == "cpu" else torch_update.begin
 
 
 def check_number(name: str, value: Any, *, positive: bool = False, below: float = math.inf) -> float:

@@ -2,12 +2,13 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
 
 from fused_balanced_loss import classifier_update
-from fused_balanced_loss.backends import torch_update
+from fused_balanced_loss.backends import cpp_library, cpp_update, torch_update
 from fused_balanced_loss.backends.stochastic_rounding import column_keys, round_stochastically, row_keys, step_key
 from fused_balanced_loss.classifier_optimizers import AdamWUpdate, SGDUpdate
 from fused_balanced_loss.label_statistics import LabelStatistics
@@ -31,17 +32,25 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "cpp", "triton"])
 def backend(request, device, monkeypatch):
     """Each implementation of the step; Triton's by its interpreter where there is no GPU."""
-    if request.param == "torch":
-        monkeypatch.setattr(classifier_update, "select_update", lambda device: torch_update.begin)
-    else:
-        pytest.importorskip("triton")
-        from fused_balanced_loss.backends import triton_update
-
-        monkeypatch.setattr(classifier_update, "select_update", lambda device: triton_update.begin)
+    begin = begin_of(request.param, device)
+    monkeypatch.setattr(classifier_update, "select_update", lambda device: begin)
     return request.param
+
+
+def begin_of(name, device):
+    if name == "torch":
+        return torch_update.begin
+    if name == "cpp":
+        if device.type != "cpu":
+            pytest.skip("the C++ kernel takes CPU tensors")
+        return cpp_update.begin
+    pytest.importorskip("triton")
+    from fused_balanced_loss.backends import triton_update
+
+    return triton_update.begin
 
 
 def classifier(dtype, device, bias=True, seed=0):
@@ -95,15 +104,13 @@ def test_twenty_steps_are_those_of_torch(name, bias, device, backend):
     assert update.steps == 20 and update.skipped == 0
 
 
+@pytest.mark.parametrize("other", ["cpp", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("state", ["float32", "bfloat16", "row"])
-def test_both_implementations_round_alike(state, dtype, device):
-    """Triton's and PyTorch's: the same random bits, and arithmetic that differs in last digits alone."""
-    pytest.importorskip("triton")
-    from fused_balanced_loss.backends import triton_update
-
+def test_implementations_round_alike(state, dtype, other, device):
+    """As PyTorch's: the same random bits, and arithmetic that differs in last digits alone."""
     results = []
-    for begin in (torch_update.begin, triton_update.begin):
+    for begin in (torch_update.begin, begin_of(other, device)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(classifier_update, "select_update", lambda device, begin=begin: begin)
             results.append(trained(AdamWUpdate(0.02, state=state, max_row_norm=2.0), dtype, device))
@@ -527,3 +534,23 @@ def test_functional_form(device):
     spec = LossSpec.preset("BCE")
     linear_balanced_loss(features, weight, bias, targets, None, spec, update=update).backward()
     assert update.steps == 1 and not torch.equal(weight, before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="chooses the compiler by an environment variable")
+def test_without_a_compiler_pytorch_steps_after_one_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSED_BALANCED_LOSS_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    cpp_library._compiler.cache_clear()
+    cpp_library.library.cache_clear()
+    cpp_update._built.cache_clear()
+    cpu = torch.device("cpu")
+    try:
+        with pytest.warns(UserWarning, match=r"no-such-compiler.*PyTorch operators") as caught:
+            weight, bias, _ = trained(AdamWUpdate(0.02), torch.bfloat16, cpu)
+        assert len(caught) == 1
+        monkeypatch.setattr(classifier_update, "select_update", lambda device: torch_update.begin)
+        expected = trained(AdamWUpdate(0.02), torch.bfloat16, cpu)
+        assert torch.equal(weight, expected[0]) and torch.equal(bias, expected[1])
+    finally:
+        for cached in (cpp_library._compiler, cpp_library.library, cpp_update._built):
+            cached.cache_clear()

@@ -118,7 +118,7 @@ def test_compiler_that_fails_says_so(monkeypatch, tmp_path):
     cpp_library._compiler.cache_clear()
     try:
         with pytest.raises(RuntimeError, match="no such flag"):
-            cpp_library.library((("LOGITS", 32),))
+            cpp_library.library("logits_loss", (("LOGITS", 32),))
     finally:
         monkeypatch.undo()
         cpp_library._compiler.cache_clear()

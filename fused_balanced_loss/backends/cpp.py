@@ -113,7 +113,7 @@ def _kernel(
     macros = {"LOGITS": _LOGITS[dtype], "TARGETS": targets}
     macros |= dict(zip(("GAMMA_POSITIVE", "GAMMA_NEGATIVE"), map(int, gammas), strict=True))
     macros |= dict(zip(("BIAS", "REBALANCED", "LABEL_WEIGHT"), map(int, terms), strict=True))
-    kernel = getattr(library(tuple(macros.items())), name)
+    kernel = getattr(library("logits_loss", tuple(macros.items())), name)
     pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     kernel.argtypes = [
         *(pointer, integer, pointer, integer, integer, integer),

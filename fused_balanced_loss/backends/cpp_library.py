@@ -13,22 +13,23 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-_SOURCE = Path(__file__).parents[1] / "kernels" / "logits_loss.cpp"
+_SOURCES = Path(__file__).parents[1] / "kernels"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # Some compilers have no OpenMP: the kernels then run on one thread.
 _THREADING = (("-fopenmp",), ())
 
 
 @functools.cache
-def library(macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
-    """The kernels for one set of macros; see ``kernels/logits_loss.cpp`` for their meaning.
+def library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+    """The kernels of ``kernels/<name>.cpp``, which says what the macros mean, for one set of them.
 
     Raises:
         RuntimeError: where there is no C++ compiler, or it fails.
     """
-    path = cache_folder() / f"logits_loss-{_key(dict(macros))}.so"
+    source = _SOURCES / f"{name}.cpp"
+    path = cache_folder() / f"{name}-{_key(source, dict(macros))}.so"
     if not path.exists():
-        _build(path, dict(macros))
+        _build(source, path, dict(macros))
     return ctypes.CDLL(str(path))
 
 
@@ -53,13 +54,13 @@ def _own_temporary_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fused_balanced_loss-"))
 
 
-def _build(path: Path, macros: Mapping[str, int]) -> None:
+def _build(source: Path, path: Path, macros: Mapping[str, int]) -> None:
     defines = [f"-D{name}={value}" for name, value in macros.items()]
     errors = []
     for threading in _THREADING:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [_compiler(), *_FLAGS, *threading, *defines, "-shared", "-fPIC", str(_SOURCE), "-o", str(made)]
+            command = [_compiler(), *_FLAGS, *threading, *defines, "-shared", "-fPIC", str(source), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode == 0:
                 # Whoever else builds the same at this moment finds the whole file or none.
@@ -79,9 +80,9 @@ def _compiler() -> str:
     raise RuntimeError(f"no C++ compiler found ({chosen or 'c++, g++ or clang++'})")
 
 
-def _key(macros: Mapping[str, int]) -> str:
+def _key(source: Path, macros: Mapping[str, int]) -> str:
     """Changes with whatever the machine code depends on."""
-    parts = [_SOURCE.read_text(), repr(sorted(macros.items())), _cpu(), _compiler(), *_FLAGS]
+    parts = [source.read_text(), repr(sorted(macros.items())), _cpu(), _compiler(), *_FLAGS]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 
