@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import required_packages  # noqa: F401  it says what is not installed
 from report.document import NothingToReportError, make_report
 
 

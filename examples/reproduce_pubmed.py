@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import required_packages
 from argument_types import existing_file, integer, size, years
 from command import run_command
 from corpora.bioasq import PARTITION, YEARS, BioasqOptions, load_bioasq
@@ -50,6 +51,7 @@ def pubmed_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--headings", type=integer(2), default=NUM_LABELS, help="labels of the generated file")
     parser.set_defaults(paper_model="dmis-lab/biobert-base-cased-v1.1")
     options = parse_options(parser, arguments, HEADS)
+    required_packages.require("datasets", "ijson")
     if (options.own.file is None) != options.own.generated:
         parser.error("expected a BioASQ file or --generated")
     try:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import required_packages  # noqa: F401  it says what is not installed
 from argument_types import integer
 from command import run_command
 from corpora.corpus import Corpus

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import required_packages
 from argument_types import existing_file, integer
 from command import run_command
 from corpora.bioasq import HEAD as PUBMED_HEAD
@@ -46,6 +47,7 @@ def corpus_options(arguments: Sequence[str] | None = None) -> Options:
     add_partition_options(parser, PARTITION)
     parser.set_defaults(paper_model="bert-base-cased")
     options = parse_options(parser, arguments, HEADS)
+    required_packages.require("datasets")
     if options.own.tail >= options.own.head:
         parser.error(f"argument --tail: expected less than --head {options.own.head}, got {options.own.tail}")
     if not options.own.label_separator:

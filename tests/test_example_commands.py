@@ -302,6 +302,56 @@ def test_bad_pubmed_options_say_what_was_expected(arguments, message, capsys, tm
     assert message in capsys.readouterr().err
 
 
+INSTALL = "pip install 'fused_balanced_loss[examples]' installs all that the examples need"
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("transformers", "reproduce_reuters --encoder frozen"),
+        *(
+            (package, "reproduce_reuters --encoder bert --bert-logs logs")
+            for package in ("transformers", "accelerate", "datasets", "optuna", "tensorboard")
+        ),
+        ("ijson", "reproduce_pubmed --generated"),
+        ("datasets", "reproduce_pubmed --generated"),
+        ("datasets", f"run_corpus {__file__}"),
+    ],
+)
+def test_missing_package_is_named_before_anything_is_done(package, command, tmp_path, monkeypatch):
+    name, *arguments = command.split()
+    for other in ("transformers", "accelerate", "optuna", "tensorboard"):
+        if other != package and "bert" in arguments:
+            pytest.importorskip(other)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exit_:
+        sys.modules[name].main(arguments)
+    assert exit_.value.code.startswith(f"error: {package} cannot be imported")
+    assert exit_.value.code.endswith(INSTALL)
+
+
+@pytest.mark.parametrize("command", ["reproduce_reuters", "reproduce_pubmed", "run_corpus", "make_report"])
+def test_missing_package_of_every_command(command):
+    code = f"import runpy, sys; sys.modules['sklearn'] = None; runpy.run_path({str(EXAMPLES / command)!r} + '.py')"
+    environment = os.environ | {"PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: scikit-learn cannot be imported")
+    assert done.stderr.endswith(f"{INSTALL}\n")
+
+
+def test_output_that_nobody_reads_ends_without_a_traceback(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "reproduce_reuters.py"), "--generated", "--documents", "1000"]
+    command += ["--losses", "BCE", "--epochs", "1", "--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_every_setting_is_in_the_fingerprint(tmp_path):
     folders = ["--output", str(tmp_path), "--cache", str(tmp_path)]
     corpus = generate_corpus("generated", 1000)

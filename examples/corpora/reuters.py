@@ -35,7 +35,7 @@ def load_reuters() -> Corpus:
     try:
         return _read()
     except ImportError as error:
-        raise ReutersUnavailableError("the package nltk is not installed") from error
+        raise ReutersUnavailableError(f"nltk cannot be imported ({error})") from error
     except LookupError:
         _download()
     except (OSError, zipfile.BadZipFile) as error:

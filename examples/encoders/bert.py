@@ -153,10 +153,8 @@ class BertEncoder:
     def _tensorboard(self, name: str) -> list[TrainerCallback]:
         if self.asked.logs is None or not is_main():
             return []
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return []
+        from torch.utils.tensorboard import SummaryWriter
+
         return [TensorBoardCallback(SummaryWriter(str(self.asked.logs / name)))]
 
 

@@ -32,7 +32,7 @@ class BertSettings:
         fused_classifier: classifier and loss in one: training makes no logits; the result is the same but for rounding.
         checkpoint_steps: steps from checkpoint to checkpoint; there is one after every epoch besides.
         keep: folder that takes the best model of every run; None keeps none.
-        logs: folder of logs, also for TensorBoard where it is installed; None for none.
+        logs: folder of logs, also for TensorBoard; None for none.
     """
 
     epochs: int = 20
@@ -93,7 +93,7 @@ def add_bert_options(parser: argparse.ArgumentParser) -> None:
     add("precision", str, "auto is bf16 or fp16 where the device has it", choices=get_args(Precision))
     add("checkpoint_steps", integer(1), "steps between checkpoints; there is one after every epoch besides")
     add("keep", Path, "folder for the best model of every run, in the format of transformers", metavar="FOLDER")
-    add("logs", Path, "folder for logs, also for TensorBoard where it is installed", metavar="FOLDER")
+    add("logs", Path, "folder for logs, also for TensorBoard", metavar="FOLDER")
 
 
 def bert_settings(options: argparse.Namespace) -> BertSettings:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from argument_types import integer, number
+from required_packages import require
 
 from encoders.bert_options import add_bert_options, bert_settings
 from encoders.encoder import Encoder
@@ -55,16 +56,19 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 def make_encoder(
     parser: argparse.ArgumentParser, options: argparse.Namespace, heads: dict[str, HeadSettings]
 ) -> Encoder:
-    """Encoder of the parsed options; ``parser.error`` for options that do not go together."""
+    """Encoder of the parsed options; exits with a message for options that do not go together or lack a package."""
     given = {field.name: getattr(options, field.name) for field in fields(HeadSettings) if field.name in options}
     model = getattr(options, "model", None)
     if options.encoder == "bert":
+        require("transformers", "accelerate", "datasets", "optuna", *(["tensorboard"] if options.bert_logs else []))
         from encoders.bert import BertEncoder
 
         settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
         return BertEncoder(model or options.paper_model, settings, options.cache)
     if options.encoder == "tfidf" and model:
         parser.error("argument --model: --encoder tfidf has no model")
+    if options.encoder != "tfidf":
+        require("transformers")
     return FeatureEncoder(
         kind=options.encoder,
         head=replace(heads[options.encoder], **given),

@@ -71,12 +71,10 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
 
 
 def _load_model(model: str, max_length: int) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
-        from encoders.pretrained import load_pretrained
-    except ImportError as error:
-        raise EncoderError(f"a frozen encoder needs the package transformers: {error}") from error
+    from encoders.pretrained import load_pretrained
+
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model)
     encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32)
     if tokenizer.pad_token is None:
