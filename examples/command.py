@@ -13,7 +13,7 @@ from corpora.cache import CacheError
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import EncoderError
 from encoders.memory import describe_memory
-from encoders.processes import is_main
+from encoders.processes import is_main, number_of_processes
 from experiment import Experiment
 from options import Options
 from progress import Progress
@@ -28,6 +28,10 @@ FAILED, INTERRUPTED = 1, 130
 
 def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
     """Loads the corpus, does all runs and prints the paper's tables; the exit code."""
+    if not options.encoder.distributed and number_of_processes() > 1:
+        if not is_main():
+            return 0
+        print(f"--encoder {options.encoder.name} trains in one process; the others have ended", flush=True)
     torch.set_num_threads(options.threads)
     # The moments of features that a batch lacks decay into denormal numbers, with which a CPU is slow.
     torch.set_flush_denormal(True)

@@ -204,6 +204,19 @@ def test_killed_run_goes_on(tmp_path):
     assert not list((tmp_path / "records").glob(".reserve*"))
 
 
+def test_features_train_in_one_process_of_several(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(EXAMPLES / "reproduce_reuters.py"), "--generated", "--documents", "1000", "--epochs", "1"]
+    command += ["--losses", "SVM", "BCE", "--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.startswith("--encoder tfidf trains in one process; the others have ended")
+    for run in ("[1/2] SVM", "[2/2] BCE seed 0", "s in all"):
+        assert done.stdout.count(run) == 1
+    assert len(list((tmp_path / "records").glob("*.json"))) == 2
+
+
 def test_pubmed_command_on_a_generated_file(tmp_path, capsys):
     arguments = ["--generated", "--articles", "1000", "--headings", "100", "--validation-size", "100", "--test-size"]
     arguments += ["0.1", "--losses", "SVM", "CB-NTR", "--epochs", "1", "--seeds", "2", "--threads", "2"]

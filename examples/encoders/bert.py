@@ -51,6 +51,8 @@ class BertEncoder:
     cache: Path
     say: Callable[[str], None] = field(default=lambda text: None, repr=False)
 
+    distributed = True
+
     @cached_property
     def name(self) -> str:
         return f"bert:{model_name(self.model)}"

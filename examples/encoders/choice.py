@@ -60,10 +60,10 @@ def make_encoder(
     given = {field.name: getattr(options, field.name) for field in fields(HeadSettings) if field.name in options}
     model = getattr(options, "model", None)
     if options.encoder == "bert":
-        require("transformers", "accelerate", "datasets", "optuna", *(["tensorboard"] if options.bert_logs else []))
+        settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
+        require("transformers", "accelerate", "datasets", "optuna", *(["tensorboard"] if settings.logs else []))
         from encoders.bert import BertEncoder
 
-        settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
         return BertEncoder(model or options.paper_model, settings, options.cache)
     if options.encoder == "tfidf" and model:
         parser.error("argument --model: --encoder tfidf has no model")

@@ -26,6 +26,10 @@ class Encoder(Protocol):
         """The most epochs a run takes, for the progress line."""
 
     @property
+    def distributed(self) -> bool:
+        """Whether the processes of torchrun train together; else the main one works, and the others end at once."""
+
+    @property
     def settings(self) -> Json:
         """All that a result depends on besides corpus, loss and seed; a record with other settings is another run."""
 

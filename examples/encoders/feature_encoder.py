@@ -39,6 +39,8 @@ class FeatureEncoder:
     fused_classifier: bool = False
     inputs: dict[str, Inputs] = field(default_factory=dict)
 
+    distributed = False
+
     @cached_property
     def name(self) -> str:
         return self.kind if self.kind == "tfidf" else f"{self.kind}:{model_name(self.model)}"
