@@ -402,6 +402,17 @@ def test_a_half_precision_checkpoint_is_trained_in_float32(encoder, tmp_path):
     assert {value.dtype for value in pretrained.load_classifier(str(half), ["a"], 16).parameters()} == {torch.float32}
 
 
+def test_initial_bias_is_of_a_new_classifier_alone(encoder, tmp_path):
+    new = pretrained.load_classifier(str(encoder), ["a", "b", "c"], 16, -4.0)
+    assert new.classifier.bias.tolist() == [-4.0] * 3
+    assert pretrained.load_classifier(str(encoder), ["a", "b", "c"], 16).classifier.bias.tolist() == [0.0] * 3
+    torch.nn.init.constant_(new.classifier.bias, 1.5)
+    new.save_pretrained(tmp_path)
+    pretrained.load_tokenizer(str(encoder), 16).save_pretrained(tmp_path)
+    again = pretrained.load_classifier(str(tmp_path), ["a", "b", "c"], 16, -4.0)
+    assert again.classifier.bias.tolist() == [1.5] * 3
+
+
 def test_options_and_what_a_record_depends_on(tmp_path):
     import argparse
 

@@ -27,6 +27,7 @@ class BertSettings:
         accumulation: batches that a device works through for a step.
         learning_rate: None searches among ``search_rates``, ``search_epochs`` each.
         warmup: share of the steps in which the rate rises.
+        initial_bias: of the new classifier: a negative one begins with rare labels, as Lin et al. (ICCV 2017) do.
         train_documents: a random part of the training documents, the same for all runs; None for all.
         precision: ``auto`` is bf16 or fp16 where the device has it.
         fused_classifier: classifier and loss in one: training makes no logits; the result is the same but for rounding.
@@ -45,6 +46,7 @@ class BertSettings:
     weight_decay: float = 0.01
     schedule: Schedule = "constant"
     warmup: float = 0.0
+    initial_bias: float = 0.0
     max_length: int = 512
     train_documents: int | None = None
     precision: Precision = "auto"
@@ -88,6 +90,7 @@ def add_bert_options(parser: argparse.ArgumentParser) -> None:
     add("weight_decay", number(0, math.inf, closed=True), "AdamW's")
     add("schedule", str, "course of the learning rate", choices=get_args(Schedule))
     add("warmup", number(0, 1, closed=True), "share of the steps in which the learning rate rises")
+    add("initial_bias", number(-math.inf, math.inf), "where the classifier's bias starts")
     add("max_length", integer(3), "tokens that are read of a text")
     add("train_documents", integer(1), "train on so many documents, a random part (default: all)")
     add("precision", str, "auto is bf16 or fp16 where the device has it", choices=get_args(Precision))

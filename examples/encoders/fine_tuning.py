@@ -107,7 +107,7 @@ class FineTuning:
             loss = _FusedLoss(spec, statistics)
 
         def new_model() -> PreTrainedModel:
-            model = load_classifier(self.model, corpus.label_names, settings.max_length)
+            model = load_classifier(self.model, corpus.label_names, settings.max_length, settings.initial_bias)
             if isinstance(loss, _FusedLoss):
                 loss.take(model)
             return model

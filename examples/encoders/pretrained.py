@@ -55,8 +55,12 @@ def load_tokenizer(model: str, max_length: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(model: str, label_names: Sequence[str], max_length: int) -> PreTrainedModel:
+def load_classifier(
+    model: str, label_names: Sequence[str], max_length: int, initial_bias: float = 0.0
+) -> PreTrainedModel:
     """The model in float32, with a classifier of ``label_names``: new, unless it brings one of that size.
+
+    initial_bias: of a new classifier.
 
     Raises:
         EncoderError: where there is no such model, its files are broken, or do not hold an encoder's weights.
@@ -82,6 +86,10 @@ def load_classifier(model: str, label_names: Sequence[str], max_length: int) -> 
             f"--model {model}: its weights lack {len(missing)} of the encoder's, such as {missing[0]}; expected a "
             "pretrained encoder"
         )
+    biases = [value for name, value in classifier.named_parameters() if name in absent and value.shape == (len(names),)]
+    if biases:
+        # A head of several layers ends with it.
+        torch.nn.init.constant_(biases[-1], initial_bias)
     positions = getattr(classifier.config, "max_position_embeddings", max_length)
     if max_length > positions:
         raise EncoderError(f"--bert-max-length: {model} takes at most {positions}, got {max_length}")
