@@ -202,9 +202,9 @@ def test_partition_is_drawn_by_the_seed(load, tmp_path):
 @pytest.mark.parametrize(
     ("partition", "message"),
     [
-        (Partition(5000, 5000, 0, 5), "test: expected a size that leaves training documents, got 5,000 of 8"),
-        (Partition(7, 2, 0, 1), "validation: expected a size that leaves training documents, got 7 of 6"),
-        (Partition(2, 0.01, 0, 1), "test: expected a size that leaves training documents, got 0 of 8"),
+        (Partition(5000, 5000, 0, 5), "--test-size: expected one that leaves training documents, got 5,000 of 8"),
+        (Partition(7, 2, 0, 1), "--validation-size: expected one that leaves training documents, got 7 of 6"),
+        (Partition(2, 0.01, 0, 1), "--test-size: expected one that leaves training documents, got 0 of 8"),
         (Partition(4, 3, 0, 1), "train: expected at least 2 documents, got 1 of 8"),
         (Partition(2, 2, 0, 50), "no label has 50 training documents or more, of 4 labels"),
     ],
@@ -247,7 +247,7 @@ def test_table_files_with_given_parts(load, tmp_path):
     ("name", "content", "message"),
     [
         ("a.jsonl", '{"text": "a", "labels": []}\n{"text": "b"', "a.jsonl, line 2: expected a JSON object"),
-        ("a.jsonl", "[1]", "line 1: expected a JSON object, got list"),
+        ("a.jsonl", "[1]", "line 1: expected a JSON object a line, got list"),
         ("a.jsonl", '{"text": "a"}', "line 1: expected a field 'labels', got text"),
         ("a.jsonl", '{"text": 3, "labels": []}', "line 1: text: expected a string, got int"),
         ("a.jsonl", '{"text": "a", "labels": {"b": 1}}', "line 1: labels: expected a list of names"),
@@ -255,7 +255,8 @@ def test_table_files_with_given_parts(load, tmp_path):
         ("a.csv", "text,label\na,b", "expected the columns 'text' and 'labels', got ['text', 'label']"),
         ("a.csv", "text,labels\na,b,c", "line 2: expected 2 fields"),
         ("a.csv", 'text,labels\n"a,b', "unexpected end of data"),
-        ("a.csv", "", "expected the columns"),
+        ("a.csv", "", "expected the columns 'text' and 'labels', got none"),
+        ("a.jsonl", '{"text": "a", "labels": []}\n' * 8, "no document has a label"),
         ("a.csv", b"text,labels\n\xff,a", "expected UTF-8, got another encoding"),
         ("a.txt", "a", "expected a file ending in one of .jsonl"),
         ("a.jsonl", "", "no document is left (the file has none)"),

@@ -79,7 +79,7 @@ def _parts(documents: Documents, partition: Partition) -> dict[str, Rows]:
             whole = round(size * total) if size < 1 else round(size)
             if not 0 < whole < len(drawn):
                 raise CorpusError(
-                    f"{part}: expected a size that leaves training documents, got {whole:,} of {len(drawn):,} "
+                    f"--{part}-size: expected one that leaves training documents, got {whole:,} of {len(drawn):,} "
                     f"({total:,} documents in all)"
                 )
             parts[part], drawn = drawn[:whole], drawn[whole:]
@@ -96,6 +96,8 @@ def _targets(documents: Documents, train: Rows, least: int) -> tuple[list[str], 
     count = np.bincount(targets[train].indices, minlength=shape[1])
     names = np.array(documents.label_names)
     kept = np.flatnonzero(count >= least)
+    if not len(names):
+        raise CorpusError("no document has a label")
     if not len(kept):
         raise CorpusError(f"no label has {least} training documents or more, of {shape[1]:,} labels")
     kept = kept[np.argsort(names[kept])]

@@ -90,9 +90,10 @@ def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[st
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise CorpusError(f"{where}: expected a JSON object, got {line.strip()[:60]!r}: {error}") from error
+                    got = f"{line.strip()[:60]!r}: {error}"
+                    raise CorpusError(f"{where}: expected a JSON object a line, got {got}") from error
                 if not isinstance(row, dict):
-                    raise CorpusError(f"{where}: expected a JSON object, got {type(row).__name__}")
+                    raise CorpusError(f"{where}: expected a JSON object a line, got {type(row).__name__}")
                 yield where, row
     elif suffix in DELIMITERS:
         csv.field_size_limit(FIELD_LIMIT)
@@ -100,9 +101,8 @@ def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[st
         try:
             missing = {options.text, options.labels} - set(reader.fieldnames or ())
             if missing:
-                raise CorpusError(
-                    f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {reader.fieldnames}"
-                )
+                got = reader.fieldnames or "none"
+                raise CorpusError(f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {got}")
             for row in reader:
                 where = f"{path}, line {reader.line_num:,}"
                 if None in row or None in row.values():
