@@ -101,8 +101,8 @@ def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[st
         try:
             missing = {options.text, options.labels} - set(reader.fieldnames or ())
             if missing:
-                columns = reader.fieldnames or "none"
-                raise CorpusError(f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {columns}")
+                names = reader.fieldnames or "none"
+                raise CorpusError(f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {names}")
             for row in reader:
                 where = f"{path}, line {reader.line_num:,}"
                 if None in row or None in row.values():
