@@ -319,6 +319,8 @@ def test_array_without_room_is_refused_at_once(tmp_path, monkeypatch):
     again = ResumableArray(tmp_path / "a.npy", (3, 4))
     assert again.done == 1
     assert again.values.sum() == 4
+    (tmp_path / "a.done").write_text("")
+    assert ResumableArray(tmp_path / "a.npy", (3, 4)).done == 0
 
 
 def test_svm_without_a_label_in_training(small_corpus, tmp_path):

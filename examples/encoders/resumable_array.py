@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from atomic_file import atomic_file
 
 
 class ResumableArray:
@@ -18,7 +19,7 @@ class ResumableArray:
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._note = path.with_suffix(".done")
-        self.done = int(self._note.read_text()) if self._note.exists() and path.exists() else 0
+        self.done = self._noted() if path.exists() else 0
         self.values: Any = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.float32, shape)
         if hasattr(os, "posix_fallocate"):
             # Memory that maps a file with holes kills the process where the disk is full.
@@ -31,5 +32,12 @@ class ResumableArray:
     def finish(self, done: int) -> None:
         """Steps up to ``done`` are finished, and stay so."""
         self.values.flush()
-        self._note.write_text(str(done))
+        with atomic_file(self._note) as note:
+            note.write_text(str(done))
         self.done = done
+
+    def _noted(self) -> int:
+        try:
+            return int(self._note.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
