@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .arguments import Reduction, check_settings, check_targets_of, flat_label_mask, flat_sample_weight, flat_targets
 from .backends.select import Backend, Impl, select
 from .classifier_pass import Gradients, Sink, classifier_pass, default_chunk_size
 from .classifier_update import ClassifierUpdate
+from .first_order import first_order
 from .label_chunks import LabelChunks
 from .label_statistics import LabelStatistics
 from .logits_loss import balanced_loss
@@ -79,7 +79,7 @@ class _LinearLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
@@ -102,7 +102,7 @@ class _UpdatingLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # A second backward finds the weight changed, and autograd says so.
         features, weight, bias, loss = ctx.saved_tensors
@@ -175,7 +175,7 @@ def linear_balanced_loss(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        RuntimeError: for ``impl="triton"`` without Triton or GPU.
+        RuntimeError: for ``impl="triton"`` without Triton or GPU; in the backward, under ``create_graph=True``.
     """
     check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size)
     check_classifier(features, weight, bias, statistics if spec.needs_statistics else None)

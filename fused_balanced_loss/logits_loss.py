@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .arguments import (
     GradientMode,
@@ -20,6 +19,7 @@ from .arguments import (
     flat_targets,
 )
 from .backends.select import Backend, Impl, select
+from .first_order import first_order
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 from .targets import SparseTargets
@@ -42,7 +42,7 @@ class _GradientInForward(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is not None:
@@ -66,7 +66,7 @@ class _GradientInBackward(torch.autograd.Function):
         return backend.value(problem, reduction, scale)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem._replace(logits=ctx.saved_tensors[0].detach())
         return ctx.backend.gradient(problem, upstream, ctx.scale), None, None, None, None
@@ -119,7 +119,7 @@ def balanced_loss(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        RuntimeError: for ``impl="triton"`` without Triton or GPU.
+        RuntimeError: for ``impl="triton"`` without Triton or GPU; in the backward, under ``create_graph=True``.
     """
     check_settings(spec, statistics, reduction, impl, gradient)
     check_logits(logits, statistics if spec.needs_statistics else None)

@@ -136,8 +136,8 @@ def test_upstream_gradient_and_second_backward(mode, impl, device):
     (second,) = torch.autograd.grad(loss, z, torch.tensor(0.5, dtype=torch.float64, device=device), retain_graph=True)
     torch.testing.assert_close(second.cpu(), 0.5 * gradient, rtol=1e-11, atol=1e-17)
     torch.testing.assert_close(first.cpu(), -3 * gradient, rtol=1e-11, atol=1e-17)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(torch.autograd.grad(loss, z, create_graph=True)[0].sum(), z)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, z, create_graph=True)
 
 
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)

@@ -189,6 +189,9 @@ def test_second_backward_and_accumulation(gradient):
     loss.backward(torch.tensor(2.0))
     for leaf, gradient_once in zip(leaves, once[1:], strict=True):
         torch.testing.assert_close(leaf.grad, 3 * gradient_once, rtol=1e-5, atol=1e-8)
+    loss = linear_balanced_loss(*leaves, targets, statistics, DB, gradient=gradient)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, leaves, create_graph=True)
 
 
 def test_checkpointed_encoder_and_autocast():
