@@ -167,10 +167,10 @@ def test_whole_run_then_nothing_left_to_do(arguments, tmp_path, capsys):
 def test_interrupted_run_keeps_what_is_done_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
     train = feature_encoder.train_head
 
-    def train_first_only(corpus, inputs, spec, *rest):
+    def train_first_only(corpus, inputs, spec, *rest, **options):
         if spec.gamma:
             raise KeyboardInterrupt
-        return train(corpus, inputs, spec, *rest)
+        return train(corpus, inputs, spec, *rest, **options)
 
     monkeypatch.setattr(feature_encoder, "train_head", train_first_only)
     assert reproduce_reuters.main(arguments) == 130
