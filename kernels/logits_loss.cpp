@@ -9,6 +9,9 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int W = 16;
@@ -22,6 +25,7 @@ typedef float V __attribute__((vector_size(W * 4)));
 typedef int32_t I __attribute__((vector_size(W * 4)));
 typedef uint32_t U __attribute__((vector_size(W * 4)));
 typedef uint16_t H __attribute__((vector_size(W * 2)));
+typedef double D __attribute__((vector_size(W * 8)));
 
 static inline V fill(float x) { return x - V{}; }
 
@@ -55,31 +59,49 @@ static inline void store_logits(Logit* to, V x) {
 }
 #endif
 
+// While it lives, what is below float's normal range is 0: it shows nowhere, and costs a hundred cycles each time.
+struct FlushDenormals {
+#if defined(__SSE2__)
+    unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
+
 // A NaN passes through: the comparison with it is false.
 static inline V at_most(V x, V bound) { return bound < x ? bound : x; }
 static inline V at_least(V x, V bound) { return bound > x ? bound : x; }
 
-// exp(x) for x <= 88 to 1.1e-7. With TO_ZERO it is 0 from -88.03 down, else 1e-38 or less from -87.33 down.
-template <bool TO_ZERO> static inline V exponential(V x) {
-    x = at_least(x, fill(TO_ZERO ? -88.029691f : -87.3f));
-    // The sum's last bits hold the nearest integer.
-    V shifted = x * 1.44269504f + 12582912.0f;
-    V n = shifted - 12582912.0f;
-    V f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    V square = f * f;
-    V even = ((0.0013836742145940661f * square + 0.041668232530355453f) * square + 0.49999991059303284f) * square + 1.0f;
-    V odd = (0.008374898694455624f * square + 0.16666419804096222f) * square + 1.0f;
-    // Into the exponent's bits; they cannot take the step to zero.
-    if (!TO_ZERO) return (V)((I)(even + odd * f) + ((I)shifted << 23));
-    return (even + odd * f) * (V)(((I)shifted << 23) + (127 << 23));
+// 2^x for x <= 127 to 1.4e-7, besides what rounding of x makes.
+static inline V exponential2(V x) {
+#if defined(__AVX512DQ__)
+    V f = (V)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    // The sum's last bits hold the integer below x, or at it.
+    x = at_least(x, fill(-126.5f));
+    V shifted = (x - 0.5f) + 12582912.0f;
+    V f = x - (shifted - 12582912.0f);
+#endif
+    // Fitted for least relative error on [0, 1], 7.5e-8 before rounding.
+    V y = ((((0.0018775766948238015f * f + 0.00898933969438076f) * f + 0.05582631751894951f) * f + 0.24015361070632935f) * f + 0.6931530833244324f) * f + 0.9999999403953552f;
+#if defined(__AVX512DQ__)
+    return (V)_mm512_scalef_ps((__m512)y, (__m512)x);
+#else
+    V power = (V)(((I)shifted << 23) + (127 << 23));
+    return x > -126.0f ? y * power : V{} + 0.0f * x;
+#endif
 }
 
-// -log(1 - m) for m in [0, 1/2] to 1.3e-7.
+// -log(1 - m) for m in [0, 1/2]. Fitted for least relative error, 2.3e-8 before rounding.
 static inline V minus_log1p(V m) {
-    V s = m * m;
-    V even = (((-2.552624225616455f * s - 0.6334813237190247f) * s + 0.17329253256320953f) * s + 0.3332453966140747f) * s + 1.0f;
-    V odd = (((1.7756375074386597f * s + 2.046745777130127f) * s + 0.35335680842399597f) * s + 0.25216183066368103f) * s + 0.5000013709068298f;
-    return (even + odd * m) * m;
+    V y = 1.4411075094059675f * m - 1.695811169071578f;
+    y = y * m + 1.2576691483586835f;
+    y = y * m - 0.2035386860691802f;
+    y = y * m + 0.26961269333028615f;
+    y = y * m + 0.24280508577985377f;
+    y = y * m + 0.3337006143676698f;
+    y = y * m + 0.49999285255820936f;
+    return (y * m + 1.0f) * m;
 }
 
 template <int gamma> static inline V power(V q) { return gamma == 0 ? fill(1.0f) : gamma == 1 ? q : q * q; }
@@ -92,22 +114,23 @@ struct Labels {  // constants of the labels; null where the loss has no such ter
     const float *bias, *inverse_frequency, *weight;
 };
 
-// Largest u = -t whose exponential is taken: products stay finite, and what it cuts from p is below the last digit of
-// anything that p is added to.
-constexpr float BOUND = 60.0f;
+// Largest u = -t / log(2) whose exponential is taken: products stay finite, and what it cuts from p is below the last
+// digit of anything that p is added to.
+constexpr float BOUND = 86.0f;
+constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 
 // Loss (without row and negative factor) and gradient of one vector; `positive` is all ones where the target is 1.
 template <bool MIXED>
 static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I positive, const Settings& s, float rate,
                           float gradient_factor, V& loss, V& gradient) {
     V d = BIAS ? z - bias : z;
-    V u = d * s.lam;
-    if (MIXED) u = positive ? -d : u;
-    V e = exponential<true>(at_most(u, fill(BOUND)));
+    V u = d * (s.lam * LOG2E);
+    if (MIXED) u = positive ? -LOG2E * d : u;
+    V e = exponential2(at_most(u, fill(BOUND)));
     V e1 = 1.0f + e;
     V p, weight;
     if (REBALANCED) {
-        V f1 = 1.0f + exponential<false>(s.beta * s.mu - rate * inverse_frequency);
+        V f1 = 1.0f + exponential2(s.beta * s.mu * LOG2E - rate * inverse_frequency);
         V both = 1.0f / (e1 * f1);  // one division for the two sigmoids
         p = both * f1;
         weight = s.alpha + both * e1;
@@ -116,7 +139,7 @@ static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I po
     }
     if (LABEL_WEIGHT) weight = label_weight;
     V q = e * p;
-    V nll = at_least(u, fill(0.0f)) + minus_log1p(p > q ? q : p);
+    V nll = at_least(u, fill(0.0f)) * LN2 + minus_log1p(p > q ? q : p);
     V modulation = power<GAMMA_NEGATIVE>(q);
     V gamma = fill(GAMMA_NEGATIVE);
     if (MIXED && GAMMA_POSITIVE != GAMMA_NEGATIVE) {
@@ -126,8 +149,8 @@ static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I po
     if (REBALANCED || LABEL_WEIGHT) modulation = modulation * weight;
     loss = modulation * nll;
     V slope = q;
-    // p is at least exp(-BOUND): a loss that is infinite must not meet it.
-    if (GAMMA_NEGATIVE || (MIXED && GAMMA_POSITIVE)) slope = q + gamma * p * at_most(nll, fill(BOUND + 1));
+    // p is at least 2^-BOUND: a loss that is infinite must not meet it.
+    if (GAMMA_NEGATIVE || (MIXED && GAMMA_POSITIVE)) slope = q + gamma * p * at_most(nll, fill(BOUND * LN2 + 1));
     gradient = modulation * slope * gradient_factor;
     if (MIXED) {
         loss = positive ? loss * (s.positive_factor * s.lam / s.negative_factor) : loss;
@@ -138,75 +161,96 @@ static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I po
 struct Row {
     const Logit* logits;
     Logit* gradient;
-    float rate, gradient_factor;
+    float rate, gradient_factor;  // rate: beta / log(2) over the row's sum of 1/n
 };
 
-// Vectors [first, last) of a row that hold no positive.
+// Vectors [first, last) of a row as if without positives; the sum of the losses of those whose `keep` is all ones.
 template <bool VALUE, bool GRADIENT>
-static V negatives(const Row row, const Labels labels, const Settings s, int64_t first, int64_t last) {
+static V negatives(const Row row, const Labels labels, const Settings s, const int32_t* keep, int64_t first,
+                   int64_t last) {
     V total{};
-    for (int64_t i = first * W; i < last * W; i += W) {
+    for (int64_t k = first; k < last; ++k) {
+        int64_t i = k * W;
         V loss, gradient;
         vector<false>(load_logits(row.logits + i), BIAS ? load<V>(labels.bias + i) : V{},
                       REBALANCED ? load<V>(labels.inverse_frequency + i) : V{},
                       LABEL_WEIGHT ? load<V>(labels.weight + i) : V{}, I{}, s, row.rate, row.gradient_factor, loss,
                       gradient);
-        if (VALUE) total += loss;
+        if (VALUE) total += (V)((I)loss & (I{} + keep[k - first]));
         if (GRADIENT) store_logits(row.gradient + i, gradient);
     }
     return total;
 }
 
-// `count` elements from column i, some of them positive.
-template <bool VALUE, bool GRADIENT>
-static V mixed(const Row& row, const Labels& labels, const Settings& s, int64_t i, int64_t count, I positive) {
-    Logit z[W] = {}, g[W];
-    float bias[W] = {}, inverse_frequency[W] = {}, weight[W] = {};
-    std::memcpy(z, row.logits + i, count * sizeof *z);
-    if (BIAS) std::memcpy(bias, labels.bias + i, count * sizeof *bias);
-    if (REBALANCED) std::memcpy(inverse_frequency, labels.inverse_frequency + i, count * sizeof *inverse_frequency);
-    if (LABEL_WEIGHT) std::memcpy(weight, labels.weight + i, count * sizeof *weight);
+// `count` numbers, and zeros behind them.
+template <class T> struct Some {
+    T at[W] = {};
+    Some(const T* from, int64_t count) { std::memcpy(at, from, count * sizeof *at); }
+};
+
+// `count` elements from column i, some of them positive: a bit for each. z: their logits.
+template <bool GRADIENT>
+static V mixed(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
+               uint32_t positive) {
+    I bit;
+    for (int lane = 0; lane < W; ++lane) bit[lane] = 1 << lane;
+    auto constants = [=](const float* from) { return count == W ? load<V>(from + i) : load<V>(Some<float>(from + i, count).at); };
     V loss, gradient;
-    vector<true>(load_logits(z), load<V>(bias), load<V>(inverse_frequency), load<V>(weight), positive, s, row.rate,
+    vector<true>(z, BIAS ? constants(labels.bias) : V{}, REBALANCED ? constants(labels.inverse_frequency) : V{},
+                 LABEL_WEIGHT ? constants(labels.weight) : V{}, ((I{} + (int32_t)positive) & bit) != 0, s, row.rate,
                  row.gradient_factor, loss, gradient);
+    if (GRADIENT && count == W) store_logits(row.gradient + i, gradient);
+    if (count == W) return loss;
     if (GRADIENT) {
+        Logit g[W];
         store_logits(g, gradient);
         std::memcpy(row.gradient + i, g, count * sizeof *g);
     }
-    V kept{};
-    for (int lane = 0; lane < count; ++lane) kept[lane] = loss[lane];
-    return kept;
-}
-
-static double sum(V x) {
-    double total = 0;
-    for (int lane = 0; lane < W; ++lane) total += x[lane];
-    return total;
+    return bit < (I{} + (int32_t)(1 << count)) ? loss : V{};
 }
 
 // Vectors after which a lane's float32 sum goes over into float64.
 constexpr int64_t RUN = 64;
 
+// Columns [first, last) of a row. Of every run of vectors those with a positive are set aside, and done again after the
+// run, which takes all for negatives and may write over the logits.
 template <bool VALUE, bool GRADIENT>
 static double row_block(const Row& row, const Labels& labels, const Settings& s, int64_t first, int64_t last,
                         const int64_t* label, const int64_t* end) {
-    double total = 0;
-    for (int64_t i = first / W; i * W < last;) {
-        int64_t whole = last / W;
-        int64_t next = label < end ? *label / W : whole;
-        for (next = next < whole ? next : whole; i < next;) {
-            int64_t stop = i + RUN < next ? i + RUN : next;
-            total += sum(negatives<VALUE, GRADIENT>(row, labels, s, i, stop));
-            i = stop;
+    D total{};
+    int64_t whole = last / W;
+    auto next = [&](int64_t k) {
+        uint32_t positive = 0;
+        for (; label < end && *label / W == k; ++label) positive |= 1u << *label % W;
+        return positive;
+    };
+    int32_t keep[RUN];
+    std::memset(keep, -1, sizeof keep);
+    for (int64_t run = first / W; run < whole; run += RUN) {
+        int64_t stop = run + RUN < whole ? run + RUN : whole;
+        V z[RUN];
+        int64_t aside[RUN], count = 0;
+        uint32_t positive[RUN];
+        for (; label < end && *label < stop * W; ++count) {
+            aside[count] = *label / W;
+            z[count] = load_logits(row.logits + aside[count] * W);
+            keep[aside[count] - run] = 0;
+            positive[count] = next(aside[count]);
         }
-        if (i * W >= last) break;
-        I positive{};
-        for (; label < end && *label / W == i; ++label) positive[*label % W] = -1;
-        int64_t count = last - i * W < W ? last - i * W : W;
-        total += sum(mixed<VALUE, GRADIENT>(row, labels, s, i * W, count, positive));
-        ++i;
+        total += __builtin_convertvector((negatives<VALUE, GRADIENT>(row, labels, s, keep, run, stop)), D);
+        for (int64_t k = 0; k < count; ++k) {
+            keep[aside[k] - run] = -1;
+            V loss = mixed<GRADIENT>(row, labels, s, z[k], aside[k] * W, W, positive[k]);
+            total += __builtin_convertvector(loss, D);
+        }
     }
-    return total;
+    if (last % W) {
+        V z = load_logits(Some<Logit>(row.logits + whole * W, last % W).at);
+        total += __builtin_convertvector((mixed<GRADIENT>(row, labels, s, z, whole * W, last % W, next(whole))), D);
+    }
+    double sum = 0;
+    for (int lane = 0; lane < W; ++lane) sum += total[lane];
+    return sum;
 }
 
 #if TARGETS == 32
@@ -256,6 +300,7 @@ static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int
     std::vector<double> part(VALUE ? rows * blocks : 0);
 #pragma omp parallel num_threads(threads)
     {
+        FlushDenormals flush;
         std::vector<int64_t> found;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < rows * blocks; ++task) {
@@ -284,7 +329,7 @@ static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int
                 }
             }
             float weight = row_weight ? row_weight[k] : 1.0f;
-            float rate = REBALANCED ? s.beta / (row_sum ? row_sum[k] : (float)total) : 0.0f;
+            float rate = REBALANCED ? s.beta * LOG2E / (row_sum ? row_sum[k] : (float)total) : 0.0f;
             Row row{logits + k * logits_stride, gradient + k * gradient_stride, rate,
                     s.negative_factor * weight * s.scale};
             double value = row_block<VALUE, GRADIENT>(row, labels, s, first, last, label, end);
