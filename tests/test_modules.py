@@ -206,6 +206,14 @@ def test_conversion_of_the_model_leaves_counts_and_result_alone(convert):
     assert module.state_dict()["counts"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_to_empty_keeps_the_counts(device):
+    with torch.device(device):
+        loss = DistributionBalancedLoss(STATISTICS)
+    loss.to_empty(device="cpu")
+    assert torch.equal(loss.counts, STATISTICS.counts) and loss.num_samples == 100
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_result_is_float32_or_float64(dtype):
     logits, targets = batch(dtype=dtype, requires_grad=True)
