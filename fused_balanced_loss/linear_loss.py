@@ -74,14 +74,14 @@ class _LinearLoss(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, early: bool) -> Tensor:
         wants = tuple(ctx.needs_input_grad[:3])
         loss, gradients = call.run(features, weight, bias, wants if early else (False, False, False))
-        ctx.save_for_backward(features, weight, bias)
+        ctx.save_for_backward(features, weight, bias, *(() if early else call.problem.given()))
         ctx.call, ctx.wants, ctx.gradients = call, wants, gradients if early else None
         return loss
 
     @staticmethod
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias = ctx.saved_tensors
+        features, weight, bias, *_ = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             # In the backward by choice, or a second one: the first has given its gradients away.
@@ -97,7 +97,7 @@ class _UpdatingLoss(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, update: Stepping
     ) -> Tensor:
         loss, _ = call.run(features, weight, bias, (False, False, False))
-        ctx.save_for_backward(features, weight, bias, loss)
+        ctx.save_for_backward(features, weight, bias, loss, *call.problem.given())
         ctx.call, ctx.update = call, update
         return loss
 
@@ -105,7 +105,7 @@ class _UpdatingLoss(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         # A second backward finds the weight changed, and autograd says so.
-        features, weight, bias, loss = ctx.saved_tensors
+        features, weight, bias, loss, *_ = ctx.saved_tensors
         call: Call = ctx.call
         finite = torch.isfinite(loss) & torch.isfinite(upstream)
         sink = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), upstream * call.scale, finite)

@@ -37,7 +37,7 @@ class _GradientInForward(torch.autograd.Function):
             # Whatever else had saved the logits for its backward now raises.
             torch.autograd.graph.increment_version(logits)
         else:
-            ctx.save_for_backward(logits)
+            ctx.save_for_backward(logits, *problem.given())
         ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
         return loss
 
@@ -57,11 +57,11 @@ class _GradientInForward(torch.autograd.Function):
 
 
 class _GradientInBackward(torch.autograd.Function):
-    """The loss [N, C], or ``scale`` times its sum; only the logits are saved."""
+    """The loss [N, C], or ``scale`` times its sum; nothing is kept but what came in."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float) -> Tensor:
-        ctx.save_for_backward(logits)
+        ctx.save_for_backward(logits, *problem.given())
         ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
         return backend.value(problem, reduction, scale)
 

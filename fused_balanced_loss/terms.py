@@ -57,6 +57,17 @@ class Problem(NamedTuple):
         """What a backward needs to keep besides the logits, which autograd saves."""
         return self._replace(logits=_NOTHING)
 
+    def given(self) -> list[Tensor]:
+        """The caller's tensors besides the logits; where autograd saves them, a change in place raises."""
+        if torch.compiler.is_compiling():
+            return []
+        targets = self.targets
+        parts = (targets.crow, targets.col) if isinstance(targets, SparseTargets) else (targets,)
+        # What inference_mode made has no versions.
+        return [
+            part for part in (*parts, self.row_weight, self.label_mask) if part is not None and not part.is_inference()
+        ]
+
 
 NO_TERMS = LabelTerms(None, None, None, None)
 

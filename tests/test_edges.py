@@ -179,6 +179,32 @@ def test_in_place_writes_over_the_logits_and_autograd_notices(impl, device):
 
 
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
+@pytest.mark.parametrize("which", ["targets", "label ids", "sample_weight", "label_mask"])
+def test_a_backward_notices_what_was_changed_since_the_forward(which, impl, device):
+    logits, dense, statistics = problem(4, 300)
+    targets = SparseTargets.from_dense(dense) if which == "label ids" else dense.float()
+    options = {"sample_weight": torch.rand(4), "label_mask": torch.rand(4, 300) < 0.5}
+    options = {name: value.to(device) for name, value in options.items() if name == which}
+    targets = targets.to(device)
+    z = logits.to(device).requires_grad_()
+    loss = balanced_loss(z, targets, statistics, DB, impl=impl, gradient="backward", **options)
+    changed = targets.col if which == "label ids" else options.get(which, targets)
+    changed.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+def test_targets_made_in_inference_mode(gradient, device):
+    logits, dense, statistics = problem(4, 300)
+    with torch.inference_mode():
+        targets = dense.to(device).float()
+    z = logits.to(device).requires_grad_()
+    balanced_loss(z, targets, statistics, DB, gradient=gradient).backward()
+    assert z.grad.any()
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_float16_gradient_of_a_mean_survives_a_grad_scaler(impl, device):
     logits, targets, statistics = problem(8, 300, torch.float16)
     z = logits.to(device).requires_grad_()

@@ -321,6 +321,19 @@ def test_update_is_checked_before_the_forward():
         linear_balanced_loss(features, weight, bias, targets, statistics, DB, update=update, impl="reference")
 
 
+def test_backward_notices_targets_changed_since_the_forward():
+    (features, weight, bias), targets, statistics = problem()
+    loss = linear_balanced_loss(features, weight.requires_grad_(), bias, targets, statistics, DB, gradient="backward")
+    targets.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    module = LinearBalancedLoss(DB, statistics, 8, update=SGDUpdate(lr=0.1))
+    loss = module(features, targets)
+    targets.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_module_shares_a_linear_layer_and_carries_its_statistics():
     classifier, targets, statistics = problem()
     linear = torch.nn.Linear(8, 37)
