@@ -167,7 +167,8 @@ def linear_balanced_loss(
         gradient: ``"forward"`` makes the gradients in the pass that computes the loss, and keeps them;
             ``"backward"`` computes each chunk's logits again. ``"auto"``: forward.
         update: an in-place optimizer that changes weight and bias in the backward, chunk by chunk; they get no
-            gradient. Each backward is one step. Under torch.compile the graph breaks here.
+            gradient. Each backward is one step. Weight and bias that do not require grad stay as they are. Under
+            torch.compile the graph breaks here.
 
     Returns:
         float32 (float64 for float64 features), no dimensions. Products accumulate in float32; factor and upstream
@@ -183,6 +184,13 @@ def linear_balanced_loss(
         if impl == "reference":
             raise ValueError("update: expected None with impl 'reference', which makes logits and whole gradients")
         update.check(weight, bias)
+        for name, part in (("weight", weight), ("bias", bias)):
+            base = part if part is None or part._base is None else part._base
+            if base is not None and not base.is_leaf:
+                raise ValueError(
+                    f"{name}: expected a parameter for update, which changes it in place, got the result of a "
+                    "computation, such as a parametrization's"
+                )
     if impl == "reference":
         logits = torch.nn.functional.linear(features, weight, bias)
         return balanced_loss(
@@ -201,9 +209,10 @@ def linear_balanced_loss(
         flat, shape, targets, statistics, spec, reduction, sample_weight, label_mask, chunk_size, impl
     )
     if len(flat) == 0:
-        # Zero, with zero gradients.
-        loss = (features.sum() + weight.sum() * 0) * 0
-        return loss.to(compute_dtype(features.dtype))
+        # Zero, with zero gradients; a classifier that is updated in place gets none.
+        rest = (weight, bias) if update is None else (features.new_zeros(1).requires_grad_(),)
+        nothing = sum(part[:0].sum() for part in rest if part is not None)
+        return (features.sum() + nothing).to(compute_dtype(features.dtype))
     loss = run_call(flat, weight, bias, call, impl, gradient, update)
     return finish_loss(loss, divisor, call.problem.targets)
 
@@ -218,7 +227,7 @@ def run_call(
     update: Stepping | None,
 ) -> Tensor:
     """``call``'s loss for features [N, D], differentiable where anything wants a gradient."""
-    if update is not None:
+    if update is not None and _trains(weight, bias):
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break()
         loss: Tensor = _UpdatingLoss.apply(flat, weight, bias, call, update)
@@ -231,6 +240,16 @@ def run_call(
         loss = _LinearLoss.apply(flat, weight, bias, call, gradient != "backward")
         return loss
     return call.run(flat, weight, bias, (False, False, False))[0]
+
+
+def _trains(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether an update may change the classifier."""
+    if bias is not None and bias.requires_grad != weight.requires_grad:
+        raise ValueError(
+            "bias: expected to require grad where the weight does, as update changes both, "
+            f"got requires_grad={bias.requires_grad} beside {weight.requires_grad}"
+        )
+    return weight.requires_grad
 
 
 def prepare(

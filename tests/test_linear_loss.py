@@ -274,10 +274,15 @@ def test_large_problems_go_to_the_kernel(monkeypatch):
 
 def test_empty_batch():
     (features, weight, bias), targets, statistics = problem()
-    x = features[:0].requires_grad_()
-    loss = linear_balanced_loss(x, weight, bias, targets[:0], statistics, DB, reduction="sum")
+    weight[0, 0] = torch.inf
+    leaves = [part.requires_grad_() for part in (features[:0], weight, bias)]
+    loss = linear_balanced_loss(*leaves, targets[:0], statistics, DB, reduction="sum")
     loss.backward()
-    assert loss == 0 and x.grad.shape == (0, 8)
+    assert loss == 0 and all(leaf.grad.shape == leaf.shape and not leaf.grad.any() for leaf in leaves)
+    module = LinearBalancedLoss(DB, statistics, 8, reduction="sum", update=SGDUpdate(lr=0.1))
+    module(features[:0].detach(), targets[:0]).backward()
+    assert module.weight.grad is None
+    x = features[:0]
     with pytest.raises(ValueError, match="features: expected at least one sample"):
         linear_balanced_loss(x, weight, bias, targets[:0], statistics, DB)
 
@@ -332,6 +337,27 @@ def test_backward_notices_targets_changed_since_the_forward():
     targets.fill_(True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_update_leaves_a_frozen_classifier_alone():
+    (features, _, _), targets, statistics = problem()
+    module = LinearBalancedLoss(DB, statistics, 8, update=SGDUpdate(lr=10.0))
+    before = module.weight.detach().clone()
+    module.requires_grad_(False)
+    features.requires_grad_()
+    module(features, targets).backward()
+    assert torch.equal(module.weight, before) and features.grad.any() and module.update.steps == 0
+    module.weight.requires_grad_()
+    with pytest.raises(ValueError, match="bias: expected to require grad where the weight does"):
+        module(features, targets)
+
+
+def test_update_needs_parameters():
+    (features, _, _), targets, statistics = problem()
+    module = LinearBalancedLoss(DB, statistics, 8, update=SGDUpdate(lr=0.1))
+    torch.nn.utils.parametrizations.weight_norm(module)
+    with pytest.raises(ValueError, match="weight: expected a parameter for update"):
+        module(features, targets)
 
 
 def test_module_shares_a_linear_layer_and_carries_its_statistics():
