@@ -92,7 +92,7 @@ def copy_bandwidth(num_bytes: int | None = None) -> float:
         num_bytes = int(os.environ.get("BENCHMARK_COPY_BYTES", 1 << 30 if DEVICE.type == "cuda" else 1 << 28))
     source = torch.zeros(num_bytes // 4, device=DEVICE)
     target = torch.zeros_like(source)
-    return 2 * num_bytes / _median_seconds(lambda: target.copy_(source))
+    return 2 * num_bytes / median_seconds(lambda: target.copy_(source))
 
 
 @functools.cache
@@ -102,10 +102,11 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None) -> float:
         size = int(os.environ.get("BENCHMARK_MATMUL_SIZE", 8192 if DEVICE.type == "cuda" else 1536))
     a = torch.randn(size, size, device=DEVICE).to(dtype)
     out = torch.empty_like(a)
-    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, a, out=out))
+    return 2 * size**3 / median_seconds(lambda: torch.mm(a, a, out=out))
 
 
-def _median_seconds(run: Callable[[], Any], rounds: int = 9) -> float:
+def median_seconds(run: Callable[[], Any], rounds: int = 9) -> float:
+    """Of one call, after a first that does not count."""
     run()
     times = []
     for _ in range(rounds):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,32 +99,57 @@ def describe(step: Step, hardware: Hardware) -> str:
 
 
 def measure() -> None:
-    """Predicted over measured, fp32, forward and backward without an optimizer: six operations a weight and row."""
+    """The model at the rates of this machine against steps on it: fp32, one rank, update in the backward."""
     import torch
-    from environment import copy_bandwidth, matmul_rate
+    from environment import copy_bandwidth, matmul_rate, median_seconds
 
-    from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, linear_balanced_loss
+    from fused_balanced_loss import (
+        AdamWUpdate,
+        LabelStatistics,
+        LinearBalancedLoss,
+        LossSpec,
+        SGDUpdate,
+        SparseTargets,
+        balanced_loss,
+    )
 
-    flops, bandwidth = matmul_rate(torch.float32), copy_bandwidth()
-    print(f"calibrated: {flops / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.1f} GB/s")
-    for labels, width, rows in POINTS:
+    spec = LossSpec.preset("DB")
+    updates = {
+        "sgd": lambda: SGDUpdate(1e-3),
+        "adamw-row": lambda: AdamWUpdate(1e-3, state="row"),
+        "adamw-float32": lambda: AdamWUpdate(1e-3),
+    }
+
+    def problem(labels: int, rows: int) -> tuple[LabelStatistics, SparseTargets]:
         statistics = LabelStatistics.from_counts(torch.randint(1, 900, (labels,)), 1000)
-        targets = SparseTargets.from_lists([range(12)] * rows, labels)
-        features, weight = torch.randn(rows, width), torch.randn(labels, width)
-        features.requires_grad_()
-        weight.requires_grad_()
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            linear_balanced_loss(features, weight, None, targets, statistics, LossSpec.preset("DB")).backward()
-            times.append(time.perf_counter() - begin)
-            features.grad = weight.grad = None
-        measured = sorted(times)[2]
-        compute, moved = 6 * rows * labels * width / flops, 2 * 4 * labels * width / bandwidth
-        print(
-            f"{labels:>8,} x {width}, batch {rows}: measured {1e3 * measured:.1f} ms, over max "
-            f"{measured / max(compute, moved):.2f}, over sum {measured / (compute + moved):.2f}"
-        )
+        return statistics, SparseTargets.from_lists([range(12)] * rows, labels)
+
+    # As many logits as a chunk has, in cache.
+    statistics, targets = problem(4096, 64)
+    logits = torch.randn(64, 4096).requires_grad_()
+    loss_seconds = median_seconds(lambda: balanced_loss(logits, targets, statistics, spec))
+    hardware = Hardware(matmul_rate(torch.float32), copy_bandwidth(), logits.numel() / loss_seconds)
+    print(
+        f"calibrated: {hardware.flops / 1e9:.0f} GFLOP/s, copy {hardware.memory / 1e9:.1f} GB/s, "
+        f"{hardware.elements / 1e9:.2f} logits/ns"
+    )
+    for labels, width, rows in POINTS:
+        statistics, targets = problem(labels, rows)
+        features = torch.randn(rows, width).requires_grad_()
+        for state, make in updates.items():
+            loss = LinearBalancedLoss(spec, statistics, width, update=make())
+
+            def step(loss=loss, features=features, targets=targets) -> None:
+                features.grad = None
+                loss(features, targets).backward()
+
+            measured = median_seconds(step, 7)
+            model = seconds(Step(labels, width, rows, 1, 4, state), hardware)
+            print(
+                f"{labels:>8,} x {width}, batch {rows:>3}, {state:13}: measured {1e3 * measured:6.1f} ms, model "
+                f"{1e3 * model['floor']:6.1f} to {1e3 * model['sum']:6.1f}, over its sum {measured / model['sum']:.2f}",
+                flush=True,
+            )
 
 
 def plot(path: Path, base: Step, hardware: Hardware) -> None:

@@ -69,6 +69,7 @@ def classifier_pass(
     d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
     d_weight = empty(weight.shape, weight.dtype, weight.device) if want_weight and sink is None else None
     d_bias = features.new_empty(len(weight), dtype=exact) if want_bias and sink is None else None
+    product: Tensor | None = None
     for rows, problem in chunks:
         w = weight[rows].to(features.dtype)
         logits = buffer[:, : len(w)]
@@ -86,7 +87,11 @@ def classifier_pass(
         if d_features is not None:
             _add_product(d_features, logits, w)
         if sink is not None:
-            sink(rows, _product(logits.t(), features), logits.sum(0, dtype=exact))
+            if product is None and exact == features.dtype:
+                # Memory that is in cache already, for every chunk.
+                product = features.new_empty(min(chunk_size, len(weight)), features.shape[1])
+            out = None if product is None else product[: len(w)]
+            sink(rows, _product(logits.t(), features, out), logits.sum(0, dtype=exact))
             continue
         if d_bias is not None:
             torch.sum(logits, 0, dtype=exact, out=d_bias[rows])
@@ -95,8 +100,10 @@ def classifier_pass(
     return loss * scale, Gradients(d_features, d_weight, d_bias)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, in float32 for half precision."""
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a @ b, in float32 for half precision; float32 and float64 to ``out`` where that is given."""
+    if out is not None:
+        return torch.mm(a, b, out=out)
     if a.is_cuda and compute_dtype(a.dtype) != a.dtype:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).to(compute_dtype(a.dtype))
