@@ -2,8 +2,9 @@
 
     python benchmarks/static_figures.py [--output benchmarks/results/static.md]
 
-compiles the forms of the logits kernel at C = 18,211, prints a row for each, and writes the table. Counted is the loop
-over rows of the main programs, without the inner loop over a tile's few labels, by element.
+compiles the forms of the logits kernel at C = 18,211, prints a row for each, and writes the table. Counted, by element,
+is one turn of the loop over rows of the main programs: the way of a tile without labels, and the longest way that a
+tile with labels can take, without the inner loop over its labels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
 from fused_balanced_loss.spec import LossSpec
 
 WIDTH = 18_211
+# Of a row: what the mean over tiles is taken for.
+NUM_LABELS = 12
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -43,10 +46,12 @@ _DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one compiled kernel. Instructions and special functions are by element, loads and stores by thread, which has
-    ``elements``, each counted by its bytes."""
+    """Of one compiled kernel, for a tile without labels. Instructions and special functions are by element, loads and
+    stores by thread, which has ``elements``, each counted by its bytes. with_labels: instructions, of a tile that has
+    labels."""
 
     instructions: float
+    with_labels: float
     special_functions: float
     elements: int
     loads: dict[int, int]
@@ -59,11 +64,10 @@ def compile_kernel(
     target: GPUTarget, form: str, *, loss: str = "DB", dtype: str = "bf16", csr: bool = True, width: int = WIDTH
 ) -> tuple[triton.compiler.CompiledKernel, int]:
     """The compiled kernel, and how many elements a thread has in a tile."""
-    cut = backend.layout(width, width, _DTYPES[dtype])
+    cut = backend.layout(width, width, _DTYPES[dtype], target.warp_size)
     spec = LossSpec.preset(loss, corpus="pubmed")
     want_value, want_gradient, upstream = FORMS[form]
     compute = "fp64" if dtype == "fp64" else "fp32"
-    num_warps = backend.num_warps(cut, target.warp_size)
     rebalanced, class_balanced = spec.weighting == "rebalanced", spec.weighting == "class_balanced"
     pointers = {
         "logits_ptr": dtype,
@@ -100,6 +104,7 @@ def compile_kernel(
         "P": cut.vector,
         "G": cut.group,
         "FRINGE": backend.FRINGE,
+        "TEAM": backend.TEAM,
     }
     names = logits_loss_kernel.arg_names
     signature = {}
@@ -116,8 +121,8 @@ def compile_kernel(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(k,): [["tt.divisibility", 16]] for k, name in enumerate(names) if signature[name].startswith("*")},
     )
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
-    return compiled, cut.vector * cut.group // (num_warps * target.warp_size)
+    compiled = triton.compile(source, target=target, options={"num_warps": 1})
+    return compiled, cut.vector * cut.group // target.warp_size
 
 
 def nvidia_figures(compiled: triton.compiler.CompiledKernel, elements: int, tmp: str) -> Figures:
@@ -128,14 +133,15 @@ def nvidia_figures(compiled: triton.compiler.CompiledKernel, elements: int, tmp:
     listing = _cuobjdump("-sass", path)
     usage = _cuobjdump("-res-usage", path)
     code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", listing)]
-    loop = _main_loop(code)
-    operations = [re.sub(r"^@!?U?P\w+ ", "", text) for text in loop]
+    without, with_labels = _ways(*_main_loop(code))
+    operations = [re.sub(r"^@!?U?P\w+ ", "", text) for text in without]
     spilled = re.search(r"LOCAL:(\d+)", usage)
     stack = re.search(r"STACK:(\d+)", usage)
     registers = re.search(r"REG:(\d+)", usage)
     assert spilled is not None and stack is not None and registers is not None
     return Figures(
         instructions=len(operations) / elements,
+        with_labels=len(with_labels) / elements,
         special_functions=sum(text.startswith("MUFU") for text in operations) / elements,
         elements=elements,
         loads=_widths(operations, "LDG"),
@@ -150,24 +156,49 @@ def _cuobjdump(option: str, path: str) -> str:
     return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
 
 
-def _main_loop(code: list[tuple[int, str]]) -> list[str]:
-    """Instructions of the outermost loop with a 16-byte load, without the loops inside it."""
-    loops = []
-    for at, text in code:
-        jump = re.search(r"\bBRA(?:\.\w+)* (?:\S+, )?0x([0-9a-f]+)", text)
-        if jump and int(jump[1], 16) < at:
-            loops.append((int(jump[1], 16), at))
+Code = list[tuple[int, str]]  # (address, instruction)
+
+
+def _jump(text: str) -> int | None:
+    match = re.search(r"\bBRA(?:\.\w+)* (?:\S+, )?0x([0-9a-f]+)", text)
+    return int(match[1], 16) if match else None
+
+
+def _main_loop(code: Code) -> tuple[Code, list[tuple[int, int]]]:
+    """The outermost loop with a 16-byte load, and first and last address of the loops inside it."""
+    jumps = [(_jump(text), at) for at, text in code]
+    loops = [(to, at) for to, at in jumps if to is not None and to < at]
     wide = [at for at, text in code if "LDG.E.128" in text]
     main = [loop for loop in loops if any(loop[0] <= at <= loop[1] for at in wide)]
     if not main:
         raise ValueError("code: expected a loop with 16-byte loads, found none")
     start, end = min(main)
     inner = [loop for loop in loops if start <= loop[0] and loop[1] < end]
-    return [
-        text
-        for at, text in code
-        if start <= at <= end and not any(first <= at <= last for first, last in inner) and not text.startswith("NOP")
-    ]
+    return [(at, text) for at, text in code if start <= at <= end], inner
+
+
+def _ways(loop: Code, inner: list[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """Instructions of the shortest and the longest way through a loop that stores what the loop stores, without those
+    of the inner loops."""
+    stores = any("STG.E.128" in text for _, text in loop)
+    following = dict(zip([at for at, _ in loop], [at for at, _ in loop[1:]], strict=False))
+    # By address and whether the store is behind: ways from the loop's begin.
+    ways: dict[tuple[int, bool], list[list[str]]] = {(loop[0][0], not stores): [[], []]}
+    for at, text in loop:
+        counts = not text.startswith("NOP") and not any(first <= at <= last for first, last in inner)
+        for stored in (False, True):
+            if (at, stored) not in ways:
+                continue
+            here = [way + [text] * counts for way in ways[at, stored]]
+            ways[at, stored] = here
+            always = re.match(r"BRA(?:\.\w+)* 0x", text)
+            for to in (_jump(text), None if always else following.get(at)):
+                if to is not None and to > at:
+                    reached = ways.setdefault((to, stored or "STG.E.128" in text), here)
+                    shortest, longest = zip(reached, here, strict=True)
+                    ways[to, stored or "STG.E.128" in text] = [min(shortest, key=len), max(longest, key=len)]
+    shortest, longest = ways[loop[-1][0], True]
+    return shortest, longest
 
 
 def _widths(operations: list[str], name: str) -> dict[int, int]:
@@ -195,8 +226,8 @@ def amd_figures(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
 
 CASES = [("DB", form, dtype, True) for dtype in ("bf16", "fp32") for form in FORMS]
 CASES += [("DB", "one-pass", "bf16", False), ("CB-NTR", "one-pass", "bf16", True), ("BCE", "one-pass", "bf16", True)]
-HEAD = ["target", "loss", "form", "logits", "targets", "instructions", "special functions", "loads", "stores"]
-HEAD += ["registers", "spilled bytes", "floor at 1,024 x 18,211"]
+HEAD = ["target", "loss", "form", "logits", "targets", "instructions", "with labels", "mean", "special functions"]
+HEAD += ["loads", "stores", "registers", "spilled bytes", "floor at 1,024 x 18,211"]
 
 
 def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> list[str]:
@@ -208,30 +239,39 @@ def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> lis
         amd = amd_figures(compiled)
         spilled = amd["vgpr_spill_count"] + amd["sgpr_spill_count"]
         wide = [f"{amd[what]} of 16 B in all" for what in ("wide_loads", "wide_stores")]
-        return [*cells, "", "", *wide, str(amd["vgpr_count"]), str(4 * spilled), ""]
+        return [*cells, "", "", "", "", *wide, str(amd["vgpr_count"]), str(4 * spilled), ""]
     one = nvidia_figures(compiled, elements, tmp)
+    mean = mean_instructions(one, elements * target.warp_size)
     num_bytes = _DTYPES[dtype] * (1 if form == "forward" else 2) + (0 if csr else 1)
     return [
         *cells,
         f"{one.instructions:.1f}",
+        f"{one.with_labels:.1f}",
+        f"{mean:.1f}",
         f"{one.special_functions:.1f}",
         _an_element(one.loads, elements),
         _an_element(one.stores, elements),
         str(one.registers),
         str(one.spilled_bytes),
-        _floor(name, num_bytes, one),
+        _floor(name, num_bytes, mean, one.special_functions),
     ]
+
+
+def mean_instructions(one: Figures, tile: int) -> float:
+    """Instructions of an element where ``NUM_LABELS`` labels of a row fall anywhere; ``tile``: its elements."""
+    without = (1 - tile / WIDTH) ** NUM_LABELS
+    return without * one.instructions + (1 - without) * one.with_labels
 
 
 def _an_element(widths: dict[int, int], elements: int) -> str:
     return ", ".join(f"{count / elements:.3g} of {width} B" for width, count in sorted(widths.items()))
 
 
-def _floor(target: str, num_bytes: int, one: Figures) -> str:
+def _floor(target: str, num_bytes: int, instructions: float, special_functions: float) -> str:
     shown = []
     for name, gpu in GPUS.items():
         if gpu.target == target:
-            least = floors(gpu, num_bytes, one.instructions, one.special_functions)
+            least = floors(gpu, num_bytes, instructions, special_functions)
             bound = max(least, key=lambda what: least[what])
             shown.append(f"{name} {1e6 * 1024 * WIDTH * least[bound]:.1f} us ({bound})")
     return ", ".join(shown)
@@ -246,8 +286,10 @@ def main() -> None:
         "# What the compilers make of the kernels",
         "",
         f"`make static`, triton {triton.__version__}, torch {torch.__version__}, C = {WIDTH:,}. "
-        "Instructions, special functions, loads and stores of an element in the main loop; the floor is the largest of "
-        "the times for bytes, instructions and special functions by the public figures in `benchmarks/hardware.py`.",
+        "Instructions, special functions, loads and stores of an element in the main loop, in a tile without labels; "
+        "instructions at most in a tile with labels, without the loop over them; their mean over tiles at "
+        f"{NUM_LABELS} labels a row. The floor is the largest of the times for bytes, instructions (the mean) and "
+        "special functions by the public figures in `benchmarks/hardware.py`.",
         "",
         f"| {' | '.join(HEAD)} |",
         f"|{'---|' * len(HEAD)}",

@@ -80,28 +80,40 @@ def power(q, GAMMA: tl.constexpr, PTX: tl.constexpr):
 @triton.jit
 def modulation(q, y, shifted, GAMMA: tl.constexpr, GAMMA_NEGATIVE: tl.constexpr, SAME: tl.constexpr, PTX: tl.constexpr):
     """(1 - p)**gamma of each class; SAME: one gamma and no probability margin."""
+    negative = tl.full(q.shape, 1.0, q.dtype) if GAMMA_NEGATIVE == 0.0 else power(shifted, GAMMA_NEGATIVE, PTX)
     if SAME:
-        if GAMMA == 0.0:
-            return tl.full(q.shape, 1.0, q.dtype)
-        else:
-            return power(q, GAMMA, PTX)
+        return negative
     else:
         positive = tl.full(q.shape, 1.0, q.dtype) if GAMMA == 0.0 else power(q, GAMMA, PTX)
-        negative = tl.full(q.shape, 1.0, q.dtype) if GAMMA_NEGATIVE == 0.0 else power(shifted, GAMMA_NEGATIVE, PTX)
+        return choose(y, positive, negative)
+
+
+@triton.jit
+def choose(y, positive, negative):
+    """``positive`` where y, else ``negative``; y None: no element is a label."""
+    if y is None:
+        return negative
+    else:
         return tl.where(y, positive, negative)
 
 
 @triton.jit
 def either(y, A: tl.constexpr, B: tl.constexpr, like):
     """A where y, else B, in the dtype of ``like``; numbers alone would become float32."""
-    return tl.where(y, tl.full(like.shape, A, like.dtype), tl.full(like.shape, B, like.dtype))
+    return choose(y, tl.full(like.shape, A, like.dtype), tl.full(like.shape, B, like.dtype))
+
+
+@triton.jit
+def load_shift(bias_ptr, inside, SPEC: tl.constexpr):
+    """The biases, in the units that ``balanced_element`` takes them in."""
+    return tl.load(bias_ptr, mask=inside, other=0.0) * (SPEC[3] * LOG2E)
 
 
 @triton.jit
 def balanced_element(
     z,
     y,
-    bias,
+    shift,
     inverse_frequency,
     row_rate,
     weight,
@@ -111,15 +123,18 @@ def balanced_element(
     HAS_BIAS: tl.constexpr,
     REBALANCED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    EXACT: tl.constexpr,
     PTX: tl.constexpr,
 ):
-    """Loss and d loss / d logit of each element.
+    """Loss and d loss / d logit of each element; the loss in units of negative_factor / lam, times log(2) unless EXACT.
 
     z: logits, float32 or float64; -inf where there is no element: value and slope are then 0.
-    y: whether the element is a label.
+    y: whether the element is a label; None: none is.
+    shift: ``load_shift`` of the biases.
     row_rate: -beta * log2(e) / (sum of 1/n over the row's labels).
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
     SPEC: (gamma, gamma_negative, probability_margin, lam, alpha, beta * mu, positive_factor, negative_factor).
+    EXACT: the logarithm to the last digit of the dtype, also of probabilities near 1.
     """
     GAMMA: tl.constexpr = SPEC[0]
     GAMMA_NEGATIVE: tl.constexpr = SPEC[1]
@@ -128,13 +143,12 @@ def balanced_element(
     ALPHA: tl.constexpr = SPEC[4]
     MIDPOINT: tl.constexpr = SPEC[5] * LOG2E
     SAME: tl.constexpr = GAMMA == GAMMA_NEGATIVE and MARGIN == 0.0
-    # lg2 loses small probabilities of error; gamma >= 1 multiplies them away, smaller gammas do not.
-    EXACT: tl.constexpr = GAMMA < 1.0 or GAMMA_NEGATIVE < 1.0 or z.dtype == tl.float64
 
-    d = z
+    # -t in units of log(2): large where the prediction is wrong.
+    u = z * (LAM * LOG2E)
     if HAS_BIAS:
-        d = z - bias
-    u = d * either(y, -LOG2E, LAM * LOG2E, d)  # -t in units of log(2): large where the prediction is wrong
+        u -= shift
+    u *= either(y, -1.0 / LAM, 1.0, z)
     bounded = tl.minimum(u, BOUND, propagate_nan=tl.PropagateNan.ALL)
     e = exp2(bounded, PTX)
     e1 = 1.0 + e
@@ -186,9 +200,9 @@ def balanced_element(
             nll_shifted = tl.where(shifted > 0.5, -log2(kept, PTX) * LN2, near)
             ratio = tl.where(shifted > 0.0, nll_shifted / tl.where(shifted > 0.0, shifted, 1.0), 1.0)
             slope_shifted = (GAMMA_NEGATIVE * ratio + 1.0 / kept) * p * q
-            slope = tl.where(y, slope, tl.where(shifted > 0.0, slope_shifted, 0.0))
-            nll = tl.where(y, nll, nll_shifted * (1.0 / UNIT))
+            slope = choose(y, slope, tl.where(shifted > 0.0, slope_shifted, 0.0))
+            nll = choose(y, nll, nll_shifted * (1.0 / UNIT))
 
-    value = m * (nll * either(y, SPEC[6] * UNIT, SPEC[7] / LAM * UNIT, q))
-    dz = m * (slope * tl.where(y, positive_slope, negative_slope))
+    value = m * (nll * either(y, SPEC[6] * LAM / SPEC[7], 1.0, q))
+    dz = m * (slope * choose(y, positive_slope, negative_slope))
     return value, dz

@@ -16,11 +16,18 @@ def dense_label(raw, z):
 
 
 @triton.jit
-def tile_labels(first_ptr, col_ptr, start, group, lane, P: tl.constexpr):
-    """Labels [G, P] of one row in a tile that begins at column ``start``, by bits: no element looks anything up."""
+def any_label(raw):
+    """Whether dense targets have anything but zeros."""
+    if raw.dtype.is_floating():
+        raw = raw != 0
+    return tl.max(raw.to(tl.int32)) != 0
+
+
+@triton.jit
+def tile_labels(col_ptr, low, high, start, group, lane, P: tl.constexpr):
+    """Labels [G, P], ``col`` from low to high, of a tile that begins at column ``start``, by bits: no element looks
+    anything up."""
     bits = tl.zeros(group.shape, tl.int32)
-    low = tl.load(first_ptr)
-    high = tl.load(first_ptr + 1)
     for entry in range(low, high):
         column = tl.load(col_ptr + entry).to(tl.int32) - start
         bits |= tl.where(group == column // P, 1 << (column % P), 0)
@@ -41,7 +48,7 @@ def search_label(crow_ptr, col_ptr, row, column, valid):
     return valid & (low < end) & (tl.load(col_ptr + low, mask=low < end, other=-1) == column)
 
 
-@triton.jit(do_not_specialize=["num_labels", "targets_stride", "logits_stride", "num_tiles"])
+@triton.jit(do_not_specialize=["num_labels", "targets_stride", "logits_stride", "num_tiles", "num_counters"])
 def row_terms_kernel(
     targets_ptr,
     crow_ptr,
@@ -55,6 +62,7 @@ def row_terms_kernel(
     targets_stride,
     logits_stride,
     num_tiles,
+    num_counters,
     BETA: tl.constexpr,
     CSR: tl.constexpr,
     REBALANCED: tl.constexpr,
@@ -63,10 +71,13 @@ def row_terms_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row: row_rate [N], and for CSR targets first [N, num_tiles + 1], where each tile's labels begin."""
+    """One program a row: row_rate [N], for CSR targets first [N, num_tiles + 1], where each tile's labels begin, and
+    zeros for the counters."""
     row = tl.program_id(0).to(tl.int64)
     if row == 0:
-        tl.store(counter_ptr, 0)
+        for begin in range(0, num_counters, BLOCK):
+            counter = begin + tl.arange(0, BLOCK)
+            tl.store(counter_ptr + counter, 0, mask=counter < num_counters)
     if CSR:
         low = tl.load(crow_ptr + row)
         high = tl.load(crow_ptr + row + 1)
@@ -92,15 +103,16 @@ def row_terms_kernel(
         tl.store(row_rate_ptr + row, (1.0 / tl.sum(total)) * (-BETA * LOG2E))
     if CSR:
         SOME: tl.constexpr = 32
-        for tile in range(0, num_tiles + 1, SOME):
-            boundary = tile + tl.arange(0, SOME)
+        TILES: tl.constexpr = 128
+        for tile in range(0, num_tiles + 1, TILES):
+            boundary = tile + tl.arange(0, TILES)
             limit = tl.minimum(head + boundary.to(tl.int64) * TILE, end)
-            before = tl.zeros([SOME], tl.int64)
+            before = tl.zeros([TILES], tl.int32)
             for begin in range(low, high, SOME):
                 entry = begin + tl.arange(0, SOME)
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
                 is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
-                before += tl.sum(is_before.to(tl.int64), axis=1)
+                before += tl.sum(is_before.to(tl.int32), axis=1)
             tl.store(
                 first_ptr + row * (num_tiles + 1) + boundary, (low + before).to(tl.int32), mask=boundary <= num_tiles
             )

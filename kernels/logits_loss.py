@@ -3,56 +3,90 @@
 import triton
 import triton.language as tl
 
-from .element import balanced_element
-from .labels import dense_label, search_label, tile_labels
+from .element import LN2, balanced_element, load_shift
+from .labels import any_label, dense_label, search_label, tile_labels
 
 
 @triton.jit
-def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials):
-    """Adds up the programs' sums: the last program to arrive does, in their order, so that the bits never change."""
-    program = tl.program_id(0)
-    tl.store(partial_ptr + program, value)
+def last_to_arrive(place, value, counter_ptr, number):
+    """Stores ``value``; whether ``number`` - 1 programs had come here before, so that what they stored may be read."""
+    tl.store(place, value)
     tl.debug_barrier()
-    if tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == num_partials - 1:
-        SOME: tl.constexpr = 256
-        total = tl.zeros([SOME], value.dtype)
-        for begin in range(0, num_partials, SOME):
-            index = begin + tl.arange(0, SOME)
-            total += tl.load(partial_ptr + index, mask=index < num_partials, other=0.0, volatile=True)
-        tl.store(loss_ptr, tl.sum(total) * scale)
+    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == number - 1
 
 
 @triton.jit
-def store_element(
-    value,
-    dz,
+def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials, TEAM: tl.constexpr):
+    """Adds up the programs' sums in their order, so that the bits never change: the last program of a team adds the
+    team's, the last of all teams those.
+
+    partial_ptr: [programs + teams]. counter_ptr: [1 + teams], zeros.
+    """
+    team = tl.program_id(0) // TEAM
+    num_teams = tl.cdiv(num_partials, TEAM)
+    members = tl.minimum(num_partials - team * TEAM, TEAM)
+    if last_to_arrive(partial_ptr + tl.program_id(0), value, counter_ptr + 1 + team, members):
+        index = tl.arange(0, TEAM)
+        own = tl.load(partial_ptr + team * TEAM + index, mask=index < members, other=0.0, volatile=True)
+        team_ptr = partial_ptr + num_partials
+        if last_to_arrive(team_ptr + team, tl.sum(own), counter_ptr, num_teams):
+            total = tl.zeros([TEAM], value.dtype)
+            for begin in range(0, num_teams, TEAM):
+                total += tl.load(team_ptr + begin + index, mask=begin + index < num_teams, other=0.0, volatile=True)
+            tl.store(loss_ptr, tl.sum(total) * scale)
+
+
+@triton.jit
+def compute_and_store(
+    z,
+    y,
+    shift,
+    inverse_frequency,
+    row_rate,
+    weight,
+    positive_slope,
+    negative_slope,
+    unit,
     row,
     column,
-    place,
+    gradient_at,
     inside,
     mask_ptr,
     mask_stride,
     upstream_ptr,
     value_ptr,
-    gradient_ptr,
     num_labels,
+    SPEC: tl.constexpr,
     WANT_VALUE: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     UPSTREAM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REBALANCED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    EXACT: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    """Applies mask and upstream gradient, stores what is wanted, and returns the masked value."""
+    """Computes elements, applies mask and upstream gradient, stores what is wanted, and returns the masked value.
+
+    unit: that of the values of ``balanced_element``, which says what the arguments up to negative_slope are.
+    gradient_at: where the gradient goes; None unless wanted.
+    """
+    value, dz = balanced_element(
+        z, y, shift, inverse_frequency, row_rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
+        HAS_WEIGHT, EXACT, PTX,
+    )  # fmt: skip
     if HAS_MASK:
         kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
         value = tl.where(kept, value, 0.0)
     if WANT_VALUE == "elements":
-        tl.store(value_ptr + row * num_labels + column, value, mask=inside)
+        tl.store(value_ptr + row * num_labels + column, value * unit, mask=inside)
     if WANT_GRADIENT:
         if UPSTREAM == "elements":
             dz *= tl.load(upstream_ptr + row * num_labels + column, mask=inside, other=0.0)
         if HAS_MASK:
             dz = tl.where(kept, dz, 0.0)
-        tl.store(gradient_ptr + place, dz.to(gradient_ptr.dtype.element_ty), mask=inside)
+        tl.store(gradient_at, dz.to(gradient_at.dtype.element_ty), mask=inside)
     return value
 
 
@@ -108,17 +142,22 @@ def logits_loss_kernel(
     P: tl.constexpr,
     G: tl.constexpr,
     FRINGE: tl.constexpr,
+    TEAM: tl.constexpr,
 ):
     """A grid of main programs, each a tile of G * P columns by some rows, then fringe programs.
 
     A row's tiles begin at its first 16-byte boundary (P elements) and hold whole 16 bytes; rows that are PERIOD apart
     begin alike, so a program that takes such rows keeps its columns' constants in registers. What is left of a row,
     less than P elements at either end, is the fringe programs' work. P = 1: no fringe, any alignment.
+    Few tiles have a label: those that have none take a shorter way.
 
     WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
     scale + scale_rest: the factor on sum and gradient, in two parts for float64.
     """
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
+    HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
+    # lg2 loses small probabilities of error; gamma >= 1 multiplies them away, smaller gammas do not.
+    EXACT: tl.constexpr = SPEC[0] < 1.0 or SPEC[1] < 1.0 or tl.float64 == COMPUTE
     program = tl.program_id(0)
     factor = tl.full((), 1.0, COMPUTE) * scale
     if tl.float64 == COMPUTE:
@@ -128,57 +167,77 @@ def logits_loss_kernel(
         slope *= tl.load(upstream_ptr).to(COMPUTE)
     positive_slope = -SPEC[6] * slope
     negative_slope = SPEC[7] * slope
+    # Applied once to the sum.
+    unit = tl.full((), SPEC[7] / SPEC[3] * (1.0 if EXACT else LN2), COMPUTE)
     if program < num_main:
         lane = tl.arange(0, P)
         group = tl.arange(0, G)
-        total = tl.zeros([G, P], COMPUTE)
+        total = tl.zeros([G], COMPUTE)
         tile = program % num_tiles
         residue = (program // num_tiles) % PERIOD
         first_row = ((program // num_tiles) // PERIOD * rows_each * PERIOD + residue).to(tl.int64)
+        num_here = tl.minimum(rows_each, ((num_rows - first_row + PERIOD - 1) // PERIOD).to(tl.int32))
         head = ((P - (first_row * logits_stride) % P) % P).to(tl.int32)
         whole = (num_labels - head) // P * P
-        offset = tile * (G * P) + group[:, None] * P + lane[None, :]
+        start = tile * (G * P)
+        offset = start + group[:, None] * P + lane[None, :]
         inside = offset < whole
         column = head + offset
-        bias = tl.load(bias_ptr + column, mask=inside, other=0.0) if HAS_BIAS else 0.0
+        shift = load_shift(bias_ptr + column, inside, SPEC) if HAS_BIAS else 0.0
         inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=1.0) if REBALANCED else 0.0
-        # Multiples of P, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
-        logits_begin = (first_row * logits_stride + P - 1) // P * P
-        logits_hop = tl.multiple_of(PERIOD * logits_stride, P).to(tl.int64)
-        gradient_begin = (first_row * gradient_stride + P - 1) // P * P
-        gradient_hop = tl.multiple_of(PERIOD * gradient_stride, P).to(tl.int64)
-        targets_begin = first_row * targets_stride + head
-        targets_hop = (PERIOD * targets_stride).to(tl.int64)
-        if ALIGNED_TARGETS:
-            targets_begin = (first_row * targets_stride + P - 1) // P * P
-            targets_hop = tl.multiple_of(PERIOD * targets_stride, P).to(tl.int64)
         label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
-        for step in range(rows_each):
+        # Multiples of P, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
+        logits_at = logits_ptr + (first_row * logits_stride + P - 1) // P * P + offset
+        logits_hop = tl.multiple_of(PERIOD * logits_stride, P).to(tl.int64)
+        gradient_at = logits_at
+        gradient_hop = logits_hop
+        if WANT_GRADIENT:
+            gradient_at = gradient_ptr + (first_row * gradient_stride + P - 1) // P * P + offset
+            gradient_hop = tl.multiple_of(PERIOD * gradient_stride, P).to(tl.int64)
+        if CSR:
+            targets_at = first_ptr + first_row * (num_tiles + 1) + tile
+            targets_hop = PERIOD * (num_tiles + 1)
+        elif ALIGNED_TARGETS:
+            targets_at = targets_ptr + (first_row * targets_stride + P - 1) // P * P + offset
+            targets_hop = tl.multiple_of(PERIOD * targets_stride, P).to(tl.int64)
+        else:
+            targets_at = targets_ptr + first_row * targets_stride + column
+            targets_hop = (PERIOD * targets_stride).to(tl.int64)
+        for step in range(num_here):
             row = first_row + step * PERIOD
-            if row < num_rows:
-                begin = logits_begin + step * logits_hop
-                z = tl.load(logits_ptr + begin + offset, mask=inside, other=float("-inf")).to(COMPUTE)
-                rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
+            z = tl.load(logits_at, mask=inside, other=float("-inf")).to(COMPUTE)
+            rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
+            weight = label_weight
+            if HAS_ROW_WEIGHT:
+                weight *= tl.load(row_weight_ptr + row)
+            if CSR:
+                low = tl.load(targets_at)
+                high = tl.load(targets_at + 1)
+                has_label = low < high
+            else:
+                raw = tl.load(targets_at, mask=inside, other=0)
+                has_label = any_label(raw)
+            if has_label:
                 if CSR:
-                    start = head + tile * (G * P)
-                    y = tile_labels(first_ptr + row * (num_tiles + 1) + tile, col_ptr, start, group, lane, P)
+                    y = tile_labels(col_ptr, low, high, head + start, group, lane, P)
                 else:
-                    place = targets_begin + step * targets_hop
-                    y, z = dense_label(tl.load(targets_ptr + place + offset, mask=inside, other=0), z)
-                weight = label_weight
-                if HAS_ROW_WEIGHT:
-                    weight *= tl.load(row_weight_ptr + row)
-                value, dz = balanced_element(
-                    z, y, bias, inverse, rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
-                    HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
+                    y, z = dense_label(raw, z)
+                value = compute_and_store(
+                    z, y, shift, inverse, rate, weight, positive_slope, negative_slope, unit, row, column, gradient_at,
+                    inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE, WANT_GRADIENT,
+                    UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
-                place = gradient_begin + step * gradient_hop + offset
-                value = store_element(
-                    value, dz, row, column, place, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, gradient_ptr,
-                    num_labels, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_MASK,
+                total += tl.sum(value, axis=1)
+            else:
+                value = compute_and_store(
+                    z, None, shift, inverse, rate, weight, positive_slope, negative_slope, unit, row, column,
+                    gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
+                    WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
-                if WANT_VALUE == "sum":
-                    total += value
+                total += tl.sum(value, axis=1)
+            logits_at += logits_hop
+            gradient_at += gradient_hop
+            targets_at += targets_hop
         subtotal = tl.sum(total)
     else:
         # Some rows by 2 P lanes: the columns before the first boundary, and those after the last.
@@ -195,24 +254,22 @@ def logits_loss_kernel(
         else:
             raw = tl.load(targets_ptr + rows * targets_stride + columns, mask=valid, other=0)
             labels, logits = dense_label(raw, logits)
-        biases = tl.load(bias_ptr + columns, mask=valid, other=0.0) if HAS_BIAS else 0.0
+        shifts = load_shift(bias_ptr + columns, valid, SPEC) if HAS_BIAS else 0.0
         inverses = tl.load(inverse_frequency_ptr + columns, mask=valid, other=1.0) if REBALANCED else 0.0
         rates = tl.load(row_rate_ptr + rows, mask=valid, other=0.0) if REBALANCED else 0.0
         weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
         if HAS_ROW_WEIGHT:
             weights *= tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
-        values, slopes = balanced_element(
-            logits, labels, biases, inverses, rates, weights, positive_slope, negative_slope, SPEC, HAS_BIAS,
-            REBALANCED, HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT, PTX,
-        )  # fmt: skip
-        values = store_element(
-            values, slopes, rows, columns, rows * gradient_stride + columns, valid, mask_ptr, mask_stride, upstream_ptr,
-            value_ptr, gradient_ptr, num_labels, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_MASK,
+        fringe_at = gradient_ptr + rows * gradient_stride + columns if WANT_GRADIENT else None
+        values = compute_and_store(
+            logits, labels, shifts, inverses, rates, weights, positive_slope, negative_slope, unit, rows, columns,
+            fringe_at, valid, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
+            WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
         )  # fmt: skip
         subtotal = tl.sum(values)
 
     if WANT_VALUE == "sum":
-        finish_sum(partial_ptr, counter_ptr, value_ptr, subtotal, factor, num_programs)
+        finish_sum(partial_ptr, counter_ptr, value_ptr, subtotal, factor * unit, num_programs, TEAM)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_labels", "stride"])

@@ -45,13 +45,15 @@ def test_nvidia(target, form, dtype):
     """C = 18,211: the main loop moves all logits 16 bytes at once, keeps to its registers, and stays short."""
     one = figures(target, form, dtype, "DB", "csr")
     wide = {"bf16": 1, "fp32": 2}[dtype]
-    assert one["loads"]["16"] == wide
-    # Labels and row terms are 4 bytes; no logit is loaded alone.
-    assert set(one["loads"]) <= {"4", "16"}
+    # Where the tile's labels begin and end and the row's term are 4 bytes; no logit is loaded alone.
+    assert one["loads"] == {"4": 3, "16": wide}
     assert one["stores"] == ({} if form == "forward" else {"16": wide})
     assert one["spilled_bytes"] == 0
-    assert one["special_functions"] <= 4
-    assert one["instructions"] <= {"bf16": 45, "fp32": 52}[dtype]
+    # The compiler makes one of the exponentials of sm_90's float32 forward anew to save a register.
+    assert one["special_functions"] <= {"bf16": 4, "fp32": 4.125}[dtype]
+    assert one["instructions"] <= 29
+    assert one["with_labels"] <= 42
+    assert one["registers"] <= 80
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CB-NTR", "DB-0FL"])
@@ -59,7 +61,8 @@ def test_other_losses_compile_well(loss):
     one = figures("sm_90", "one-pass", "bf16", loss, "dense")
     assert one["loads"]["16"] == one["stores"]["16"] == 1
     assert one["spilled_bytes"] == 0
-    assert one["instructions"] <= 52
+    assert one["instructions"] <= 37
+    assert one["with_labels"] <= 46
 
 
 @pytest.mark.parametrize("form", ["forward", "backward", "one-pass"])
@@ -84,8 +87,9 @@ def test_committed_table_is_within_the_bounds():
         assert row["spilled bytes"] == "0"
         assert "16 B" in row["loads"] and (row["form"] == "forward" or "16 B" in row["stores"])
         if row["target"] != "gfx942":
-            assert float(row["instructions"]) <= {"bf16": 52, "fp32": 52}[row["logits"]]
-            assert float(row["special functions"]) <= 4
+            main = row["form"] == "one-pass" and row["targets"] == "label ids"
+            assert float(row["mean"]) <= (31 if main else 33)
+            assert float(row["special functions"]) <= {"bf16": 4, "fp32": 4.1}[row["logits"]]
 
 
 def test_floors(monkeypatch):

@@ -16,11 +16,16 @@ from ..terms import Problem, compute_dtype
 from .flatten import target_tensors
 from .select import interpreting
 
-# Elements of a tile, and rows narrower than this many elements are not worth a fringe.
-_TILE = 1024
+# Rows narrower than this many elements are not worth a fringe.
 _NARROW = 256
+# A program is one warp: few of its tiles have a label, and all of it goes one way. 8 elements a thread are 16 bytes of
+# half precision.
+WARP_SIZE = 64 if torch.version.hip else 32
+_THREAD = 8
 # Elements of a fringe program.
-FRINGE = 256
+FRINGE = 64
+# Programs whose sums one of them adds up: all of them at one counter would queue.
+TEAM = 128
 
 
 class RowTerms(NamedTuple):
@@ -28,7 +33,7 @@ class RowTerms(NamedTuple):
 
     row_rate: [N], -beta * log2(e) / (sum of 1/n over the row's labels); empty unless rebalanced.
     first: int32 [N, tiles + 1], where in ``col`` each tile's labels begin; empty for dense targets.
-    counter: int32 [1], zero.
+    counter: int32 [1 + teams of programs], zeros.
     """
 
     row_rate: Tensor
@@ -78,17 +83,12 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
     scale_kernel[(programs,)](gradient, upstream, num_rows, num_labels, gradient.stride(0), BLOCK=block)
 
 
-def layout(num_labels: int, logits_stride: int, itemsize: int) -> _Layout:
+def layout(num_labels: int, logits_stride: int, itemsize: int, warp_size: int = WARP_SIZE) -> _Layout:
     """Tiles for rows of this width and stride: 16 bytes an access wherever rows are wide enough for it to pay."""
     vector = 16 // itemsize if num_labels >= _NARROW else 1
     period = vector // math.gcd(vector, logits_stride)
-    tile = min(_TILE, max(32, 1 << (num_labels - 1).bit_length()))
+    tile = min(_THREAD * warp_size, max(32, 1 << (num_labels - 1).bit_length()))
     return _Layout(vector, tile // vector, period, -(-num_labels // tile))
-
-
-def num_warps(cut: _Layout, warp_size: int) -> int:
-    """Warps for 8 elements a thread: 16 bytes of half precision."""
-    return max(1, cut.vector * cut.group // (8 * warp_size))
 
 
 def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
@@ -102,6 +102,10 @@ def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
         spec.positive_factor,
         spec.negative_factor,
     )
+
+
+def _num_teams(num_programs: int) -> int:
+    return -(-num_programs // TEAM)
 
 
 def _num_processors(device: torch.device) -> int:
@@ -127,11 +131,14 @@ def _row_terms(problem: Problem) -> RowTerms:
     csr, rebalanced = isinstance(targets, SparseTargets), terms.inverse_frequency is not None
     dtype = compute_dtype(logits.dtype)
     row_rate = torch.empty(len(logits) if rebalanced else 0, dtype=dtype, device=logits.device)
-    if not (csr or rebalanced):
-        return RowTerms(row_rate, row_rate.new_empty(0, dtype=torch.int32), row_rate.new_zeros(1, dtype=torch.int32))
     cut = layout(logits.shape[1], logits.stride(0), logits.element_size())
+    _, _, num_programs = grid(len(logits), cut, _num_processors(logits.device))
+    num_counters = 1 + _num_teams(num_programs)
+    if not (csr or rebalanced):
+        counter = row_rate.new_zeros(num_counters, dtype=torch.int32)
+        return RowTerms(row_rate, row_rate.new_empty(0, dtype=torch.int32), counter)
     first = row_rate.new_empty((len(logits) * (cut.num_tiles + 1)) if csr else 0, dtype=torch.int32)
-    counter = row_rate.new_empty(1, dtype=torch.int32)
+    counter = row_rate.new_empty(num_counters, dtype=torch.int32)
     dense, crow, col = target_tensors(targets)
     row_terms_kernel[(len(logits),)](
         dense,
@@ -146,6 +153,7 @@ def _row_terms(problem: Problem) -> RowTerms:
         0 if dense is None else dense.stride(0),
         logits.stride(0),
         cut.num_tiles,
+        num_counters,
         BETA=problem.spec.beta,
         CSR=csr,
         REBALANCED=rebalanced,
@@ -173,7 +181,7 @@ def _launch(
     dense, crow, col = target_tensors(problem.targets)
     dtype = compute_dtype(logits.dtype)
     value = logits.new_empty((num_rows, num_labels) if want_value == "elements" else (), dtype=dtype)
-    partial = value.new_empty(num_programs) if want_value == "sum" else None
+    partial = value.new_empty(num_programs + _num_teams(num_programs)) if want_value == "sum" else None
     if upstream is not None and upstream.dim():
         upstream = upstream.contiguous()
     single = torch.tensor(scale, dtype=torch.float32).item() if dtype == torch.float64 else scale
@@ -223,7 +231,8 @@ def _launch(
         P=cut.vector,
         G=cut.group,
         FRINGE=FRINGE,
-        num_warps=num_warps(cut, 64 if torch.version.hip else 32),
+        TEAM=TEAM,
+        num_warps=1,
     )
     return value, logits if gradient is None else gradient
 
@@ -232,7 +241,8 @@ def grid(num_rows: int, cut: _Layout, num_processors: int) -> tuple[int, int, in
     """Rows of a main program, number of main programs, number of all programs."""
     # More rows a program reuse its columns' constants; fewer keep every processor busy.
     rows_each = max(1, min(16, num_rows * cut.num_tiles // (16 * num_processors * cut.period)))
-    num_main = cut.num_tiles * cut.period * -(-num_rows // (rows_each * cut.period))
+    blocks, rest = divmod(num_rows, rows_each * cut.period)
+    num_main = cut.num_tiles * (blocks * cut.period + min(rest, cut.period))
     fringe_lanes = num_rows * 2 * cut.vector if cut.vector > 1 else 0
     return rows_each, num_main, num_main + -(-fringe_lanes // FRINGE)
 

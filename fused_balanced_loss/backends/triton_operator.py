@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..terms import Problem, compute_dtype
 from .flatten import NUM_ARGUMENTS, NUM_TENSORS, SCHEMA, flatten, unflatten
-from .triton import RowTerms, gradient, layout, like_logits, value
+from .triton import WARP_SIZE, RowTerms, gradient, layout, like_logits, value
+
+# Graphs that torch.compile has cached know the shapes of what an operator returned: other tiles need another name.
+_NAME = f"fused_balanced_loss::logits_loss_{WARP_SIZE}"
 
 
 def operator(problem: Problem, reduction: str, scale: float) -> Tensor:
@@ -27,7 +30,7 @@ def _loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 loss_operator = torch.library.custom_op(
-    "fused_balanced_loss::logits_loss",
+    _NAME,
     _loss,
     mutates_args=(),
     schema=f"({SCHEMA}, str reduction, float scale) -> (Tensor, Tensor, Tensor)",
@@ -53,7 +56,7 @@ def _gradient(*arguments: Any) -> Tensor:
 
 
 gradient_operator = torch.library.custom_op(
-    "fused_balanced_loss::logits_loss_gradient",
+    f"{_NAME}_gradient",
     _gradient,
     mutates_args=(),
     schema=f"({SCHEMA}, float scale, Tensor upstream, Tensor row_rate, Tensor first) -> Tensor",
