@@ -91,7 +91,8 @@ class SparseTargets:
         if dense.dim() != 2 or dense.shape[1] == 0:
             raise ValueError(f"targets: expected [N, C] with C >= 1, got shape {list(dense.shape)}")
         check_binary(dense)
-        row, col = torch.nonzero(dense, as_tuple=True)
+        # Not of the numbers: nonzero does not know all dtypes.
+        row, col = torch.nonzero(dense != 0, as_tuple=True)
         return cls(_crow_from_rows(row, len(dense)), col, dense.shape[1], check=False)
 
     @classmethod

@@ -75,6 +75,11 @@ def test_dense_round_trip(targets, dtype):
     assert SparseTargets.from_dense(dense) == targets
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_dense(dtype):
+    assert SparseTargets.from_dense(DENSE.numpy().astype(dtype)).to_lists() == [sorted(row) for row in IDS]
+
+
 def test_dense_is_uint8_unless_told():
     assert SparseTargets.from_lists([[0]], 2).to_dense().dtype == torch.uint8
 
