@@ -236,10 +236,11 @@ def run_call(
         from .linear_operator import operator
 
         return operator(flat, weight, bias, call, impl)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (flat, weight, bias)):
-        loss = _LinearLoss.apply(flat, weight, bias, call, gradient != "backward")
-        return loss
-    return call.run(flat, weight, bias, (False, False, False))[0]
+    if not torch.is_grad_enabled():
+        return call.run(flat, weight, bias, (False, False, False))[0]
+    # Also where nothing requires grad, so that forward-mode differentiation and vmap raise.
+    loss = _LinearLoss.apply(flat, weight, bias, call, gradient != "backward")
+    return loss
 
 
 def _trains(weight: Tensor, bias: Tensor | None) -> bool:

@@ -169,10 +169,11 @@ def _differentiable(
     flat: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float, gradient: str
 ) -> Tensor:
     compiling = torch.compiler.is_compiling()
-    if not (torch.is_grad_enabled() and flat.requires_grad) and not compiling:
+    if not torch.is_grad_enabled() and not compiling:
         return backend.value(problem, reduction, scale)
     if compiling and hasattr(backend, "operator"):
         return backend.operator(problem._replace(logits=flat), reduction, scale)
-    if reduction == "none" or gradient == "backward" or compiling:
+    # Also where nothing requires grad, so that forward-mode differentiation and vmap raise.
+    if reduction == "none" or gradient == "backward" or compiling or not flat.requires_grad:
         return _GradientInBackward.apply(flat, problem, backend, reduction, scale)
     return _GradientInForward.apply(flat, problem, backend, scale, gradient == "in_place")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracle import elements
 from test_losses import IMPLS, loss_and_gradient, problem
 
-from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
 from fused_balanced_loss.spec import PAPER_LOSSES
 
 DB = LossSpec.preset("DB")
@@ -192,6 +192,21 @@ def test_a_backward_notices_what_was_changed_since_the_forward(which, impl, devi
     changed.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+def test_forward_mode_differentiation_raises(impl, device):
+    logits, targets, statistics = problem(4, 300)
+    features, weight = torch.randn(4, 8, device=device), torch.randn(300, 8, device=device)
+    targets = targets.to(device)
+    with torch.autograd.forward_ad.dual_level():
+        z, x = (torch.autograd.forward_ad.make_dual(part, part) for part in (logits.to(device), features))
+        for differentiated in (
+            lambda: balanced_loss(z, targets, statistics, DB, impl=impl),
+            lambda: linear_balanced_loss(x, weight, None, targets, statistics, DB, impl=impl),
+        ):
+            with pytest.raises(NotImplementedError, match="jvp"):
+                differentiated()
 
 
 @pytest.mark.parametrize("gradient", ["forward", "backward"])
