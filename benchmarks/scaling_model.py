@@ -9,7 +9,7 @@ gradient, the gradients of features and weight, and changes the weight. What bel
 ``floor`` takes compute, memory and network as overlapping perfectly (their maximum), ``sum`` as not at all.
 
 Defaults: NVIDIA's data sheet of the H200 (bf16 989 TFLOPS dense, 141 GB, NVLink 900 GB/s both ways together); copy at
-4.3 TB/s; instructions as in ``hardware.py``, 44 an element (benchmarks/results/static.md). Assumed: 50 GB/s and 10 us
+4.3 TB/s; instructions as in ``hardware.py``, 30 an element (benchmarks/results/static.md). Assumed: 50 GB/s and 10 us
 a message between nodes.
 """
 
@@ -36,7 +36,7 @@ class Hardware(NamedTuple):
 
     flops: float = 989e12
     memory: float = 4.3e12
-    elements: float = GPUS["H200"].processors * GPUS["H200"].clock * 128 / 44
+    elements: float = GPUS["H200"].processors * GPUS["H200"].clock * 128 / 30
     link: float = 450e9
     network: float = 50e9
     latency: float = 10e-6
