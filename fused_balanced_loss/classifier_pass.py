@@ -106,6 +106,9 @@ def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(a, b, out=out)
     if a.is_cuda and compute_dtype(a.dtype) != a.dtype:
         return torch.mm(a, b, out_dtype=torch.float32)
+    if a.dtype == torch.float16:
+        # A sum over the batch can leave float16's range.
+        return torch.mm(a.float(), b.float())
     return torch.mm(a, b).to(compute_dtype(a.dtype))
 
 

@@ -97,6 +97,8 @@ def logit_chunks(
     if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != weight.shape[1]:
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"features: expected [N, {weight.shape[1]}], got {got}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected [{len(weight)}], as the weight's rows, got shape {list(bias.shape)}")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size: expected an integer of at least 1 or None, got {chunk_size!r}")
     device = features.device

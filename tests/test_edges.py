@@ -279,3 +279,31 @@ def test_any_problem_equals_the_reference(spec, num_rows, num_labels, dtype, see
     torch.testing.assert_close(loss.detach().double().cpu(), expected[0], rtol=min(digits, 1e-4), atol=1e-7)
     largest = expected[1].abs().max().item()
     torch.testing.assert_close(ours.double().cpu(), expected[1], rtol=digits, atol=digits * 0.1 * largest + 6e-8)
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_masked_element_may_be_anything(odd, impl, device):
+    logits, targets, statistics = problem(3, 60)
+    mask = torch.ones(3, 60, dtype=torch.bool)
+    mask[1] = False
+    expected = loss_and_gradient(logits, targets, statistics, DB, device, impl=impl, label_mask=mask.to(device))
+    logits = logits.detach().clone()
+    logits[1, ::3] = odd
+    ours = loss_and_gradient(logits, targets, statistics, DB, device, impl=impl, label_mask=mask.to(device))
+    assert all(map(torch.equal, ours, expected))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["NTR-FL", "DB", "ASL"])
+def test_the_default_dtype_does_not_matter(name, default):
+    logits, targets, statistics = problem(3, 60)
+    spec, cpu = LossSpec.preset(name), torch.device("cpu")
+    expected = loss_and_gradient(logits, targets, statistics, spec, cpu)
+    torch.set_default_dtype(default)
+    try:
+        ours = loss_and_gradient(logits, targets, statistics, spec, cpu)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ours[0].dtype == torch.float32
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)

@@ -218,6 +218,16 @@ def test_checkpointed_encoder_and_autocast():
     torch.testing.assert_close(w.grad, low[2].float(), rtol=2e-2, atol=1e-2 * float(low[2].abs().max()))
 
 
+def test_float16_autocast_leaves_room_for_sums_over_the_batch():
+    features, targets = torch.rand(4096, 8) * 40, torch.zeros(4096, 64, dtype=torch.bool)
+    weight = torch.zeros(64, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = linear_balanced_loss(features, weight, None, targets, None, LossSpec.preset("BCE"))
+    loss.backward()
+    expected = features.half().float().mean(0) * 0.5 / 64
+    torch.testing.assert_close(weight.grad, expected.expand(64, 8), rtol=1e-3, atol=0)
+
+
 def test_float16_gradients_of_a_mean_do_not_flush_to_zero():
     """Of an unscaled mean over 32 x 18,211 most element gradients are below float16's range; their sums need not be."""
     classifier, targets, statistics = problem(32, 16, 18_211, torch.float16)

@@ -51,6 +51,7 @@ def test_module_predicts_and_empty_batches_do(classifier):
         ("threshold: expected", lambda f, w, b: predict_above(f, w, b, 1.5)),
         ("chunk_size: expected", lambda f, w, b: predict_above(f, w, b, 0.5, chunk_size=0)),
         ("features: expected", lambda f, w, b: predict_topk(f[:, :7], w, b, 1)),
+        ("bias: expected", lambda f, w, b: predict_topk(f, w, b[1:], 1)),
     ],
 )
 def test_bad_input(classifier, message, call):

@@ -34,6 +34,8 @@ def unsupported(problem: Problem) -> str | None:
     spec, targets = problem.spec, problem.targets
     if problem.logits.device.type != "cpu" or problem.logits.dtype not in _LOGITS:
         return f"{problem.logits.dtype} logits on {problem.logits.device}"
+    if type(problem.logits) not in (Tensor, torch.nn.Parameter):
+        return f"{type(problem.logits).__name__}, which may have no memory of its own"
     if isinstance(targets, Tensor) and targets.dtype not in _TARGETS:
         return f"{targets.dtype} targets"
     if problem.label_mask is not None:

@@ -99,9 +99,9 @@ def _factors(problem: Problem, scale: float, *, slope: bool = True) -> tuple[Ten
     if slope:
         derivative = derivative * sign
     if problem.label_mask is not None:
-        # Not by the factor alone: zero times an infinite loss is NaN.
-        nll, derivative = (
-            part if part.numel() == 0 else torch.where(problem.label_mask, part, 0.0) for part in (nll, derivative)
+        # All of them: zero times an infinite loss is NaN.
+        w, nll, derivative = (
+            part if part.numel() == 0 else torch.where(problem.label_mask, part, 0.0) for part in (w, nll, derivative)
         )
     return w, nll, derivative
 
@@ -120,7 +120,7 @@ def power(q: Tensor, gamma: float) -> Tensor | None:
 def _either(y: Tensor, positive: float, negative: float, dtype: torch.dtype) -> Tensor | float:
     if positive == negative:
         return positive
-    if dtype == torch.float32:
+    if dtype == torch.get_default_dtype():
         return torch.where(y, positive, negative)
-    # Numbers alone would make a float32 result.
+    # Numbers alone would make a result of the default dtype.
     return torch.where(y, torch.full((), positive, dtype=dtype, device=y.device), negative)
