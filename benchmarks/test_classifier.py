@@ -86,6 +86,5 @@ def test_speed_and_memory(benchmark, keep, shape, what, dtype):
     assert ours["seconds"]["p20"] <= logits["seconds"]["p80"]
     assert formula["seconds"]["p50"] >= 1.3 * ours["seconds"]["p50"]
     assert ours["peak_bytes"] < logits["peak_bytes"]
-    # The gradients are in the peaks; the other half of ``both`` is weight and bias themselves.
-    whole, plain = (both / 2 + one["peak_bytes"] for one in (ours, formula))
-    assert whole < (plain / 2 if shape == (128, 131_072, 768) else plain)
+    # Of what is made there is the gradient of weight and bias, and a chunk.
+    assert ours["peak_bytes"] < both / 2 + 16e6

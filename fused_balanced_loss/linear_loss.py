@@ -86,7 +86,8 @@ class _LinearLoss(torch.autograd.Function):
         if gradients is None:
             # In the backward by choice, or a second one: the first has given its gradients away.
             _, gradients = ctx.call.run(features, weight, bias, ctx.wants)
-        return (*finish(gradients, upstream, ctx.call, features, bias), None, None)
+        call: Call = ctx.call
+        return (*finish(gradients, upstream, call.scale, features, bias, call.backend), None, None)
 
 
 class _UpdatingLoss(torch.autograd.Function):
@@ -113,19 +114,29 @@ class _UpdatingLoss(torch.autograd.Function):
         torch.autograd.graph.increment_version(weight)
         if bias is not None:
             torch.autograd.graph.increment_version(bias)
-        return (finish(gradients, upstream, call, features, bias)[0], None, None, None, None)
+        return (finish(gradients, upstream, call.scale, features, bias)[0], None, None, None, None)
 
 
 def finish(
-    gradients: Gradients, upstream: Tensor, call: Call, features: Tensor, bias: Tensor | None
+    gradients: Gradients,
+    upstream: Tensor,
+    scale: float,
+    features: Tensor,
+    bias: Tensor | None,
+    backend: Backend | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients times scale and upstream gradient, in the dtypes of what they belong to."""
-    factor = upstream * call.scale
+    """Gradients times scale and upstream gradient, in the dtypes of what they belong to; with ``backend`` the weight's
+    in place."""
+    factor = upstream * scale
     d_features, d_weight, d_bias = gradients
     if d_features is not None:
         d_features = (d_features * factor).to(features.dtype)
     if d_weight is not None:
-        call.backend.scale_gradient(d_weight, factor if d_weight.dtype == torch.float16 else upstream)
+        rest = factor if d_weight.dtype == torch.float16 else upstream
+        if backend is None:
+            d_weight = (d_weight * rest).to(d_weight.dtype)
+        else:
+            backend.scale_gradient(d_weight, rest)
     if d_bias is not None and bias is not None:
         d_bias = (d_bias * factor).to(bias.dtype)
     return d_features, d_weight, d_bias

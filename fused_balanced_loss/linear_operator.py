@@ -10,7 +10,7 @@ from torch import Tensor
 from .backends.flatten import NUM_ARGUMENTS, SCHEMA, flatten, unflatten
 from .backends.select import select
 from .classifier_pass import Gradients
-from .linear_loss import Call
+from .linear_loss import Call, finish
 from .terms import compute_dtype
 
 
@@ -77,15 +77,8 @@ def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, 
     features, bias, *parts = ctx.saved_tensors
     gradients = Gradients(*(part if want else None for part, want in zip(parts, ctx.wants, strict=True)))
     result: list[Tensor | None] = [None] * ctx.num_inputs
-    d_features, d_weight, d_bias = gradients
-    factor = upstream * ctx.scale
-    result[0] = None if d_features is None else (d_features * factor).to(features.dtype)
-    if d_weight is not None:
-        result[NUM_ARGUMENTS] = (d_weight * (factor if d_weight.dtype == torch.float16 else upstream)).to(
-            d_weight.dtype
-        )
-    if d_bias is not None:
-        result[NUM_ARGUMENTS + 1] = (d_bias * factor).to(bias.dtype)
+    made = finish(gradients, upstream, ctx.scale, features, bias)
+    result[0], result[NUM_ARGUMENTS : NUM_ARGUMENTS + 2] = made[0], made[1:]
     return tuple(result)
 
 
