@@ -46,9 +46,13 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone, as ``head`` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:
+        try:
+            sys.stdout.flush()
+            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            # Whoever read the output has gone, as ``head`` does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (CacheError, CorpusError, EncoderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ CHUNK_BYTES = {"cpu": 12 << 20, "cuda": 20 << 20}
 _MULTIPLE = 128
 
 # What to do with one chunk's unscaled gradients: its rows, of the weight (float32 or the weight's dtype) and the bias.
+# The next chunk overwrites them.
 Sink = Callable[[slice, Tensor, Tensor], None]
 
 

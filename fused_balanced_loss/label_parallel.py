@@ -17,7 +17,7 @@ from .classifier_pass import default_chunk_size
 from .classifier_update import ClassifierUpdate
 from .label_shards import checked_mesh, fill_uniform, local, shard_sizes, sharded
 from .label_statistics import LabelStatistics
-from .linear_loss import LinearGradientMode, check_classifier, finish_loss, prepare, run_call
+from .linear_loss import LinearGradientMode, check_classifier, finish_loss, loss_of_nothing, prepare, run_call
 from .linear_module import LinearBalancedLoss
 from .logits_loss import balanced_loss
 from .prediction import LabelsAbove, TopLabels
@@ -35,7 +35,6 @@ from .shard_prediction import predict_above, predict_topk
 from .shard_update import ShardUpdate, localize_state, shard_state
 from .spec import LossSpec
 from .targets import SparseTargets
-from .terms import compute_dtype
 
 
 class LabelParallelLinearLoss(LinearBalancedLoss):
@@ -239,8 +238,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         if len(flat) == 0:
             if update is not None and self.data_mesh is not None:
                 raise ValueError("features: expected at least one sample on each rank of data_mesh, got none")
-            nothing = sum(part[:0].sum() for part in (weight, bias) if part is not None)
-            return (flat.sum() + nothing).to(compute_dtype(features.dtype))
+            return loss_of_nothing(flat, weight, bias, update)
         group = self.mesh.get_group()
         step = None if update is None else ShardUpdate(self._own(update, weight, bias), self._data_group)
         loss = run_call(replicated_features(flat, group), weight, bias, call, self.impl, self.gradient, step)

@@ -74,20 +74,22 @@ class _LinearLoss(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, early: bool) -> Tensor:
         wants = tuple(ctx.needs_input_grad[:3])
         loss, gradients = call.run(features, weight, bias, wants if early else (False, False, False))
-        ctx.save_for_backward(features, weight, bias, *(() if early else call.problem.given()))
+        ctx.save_for_backward(features, weight, bias, *call.problem.given())
         ctx.call, ctx.wants, ctx.gradients = call, wants, gradients if early else None
+        ctx.dtypes = features.dtype, None if bias is None else bias.dtype
         return loss
 
     @staticmethod
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, *_ = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             # In the backward by choice, or a second one: the first has given its gradients away.
+            features, weight, bias, *_ = ctx.saved_tensors
             _, gradients = ctx.call.run(features, weight, bias, ctx.wants)
         call: Call = ctx.call
-        return (*finish(gradients, upstream, call.scale, features, bias, call.backend), None, None)
+        features_dtype, bias_dtype = ctx.dtypes
+        return (*finish(gradients, upstream, call.scale, features_dtype, bias_dtype, call.backend), None, None)
 
 
 class _UpdatingLoss(torch.autograd.Function):
@@ -114,23 +116,23 @@ class _UpdatingLoss(torch.autograd.Function):
         torch.autograd.graph.increment_version(weight)
         if bias is not None:
             torch.autograd.graph.increment_version(bias)
-        return (finish(gradients, upstream, call.scale, features, bias)[0], None, None, None, None)
+        return (finish(gradients, upstream, call.scale, features.dtype, None)[0], None, None, None, None)
 
 
 def finish(
     gradients: Gradients,
     upstream: Tensor,
     scale: float,
-    features: Tensor,
-    bias: Tensor | None,
+    features: torch.dtype,
+    bias: torch.dtype | None,
     backend: Backend | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients times scale and upstream gradient, in the dtypes of what they belong to; with ``backend`` the weight's
-    in place."""
+    """Gradients times scale and upstream gradient, in the dtypes of features and bias; with ``backend`` the weight's in
+    place."""
     factor = upstream * scale
     d_features, d_weight, d_bias = gradients
     if d_features is not None:
-        d_features = (d_features * factor).to(features.dtype)
+        d_features = (d_features * factor).to(features)
     if d_weight is not None:
         rest = factor if d_weight.dtype == torch.float16 else upstream
         if backend is None:
@@ -138,7 +140,7 @@ def finish(
         else:
             backend.scale_gradient(d_weight, rest)
     if d_bias is not None and bias is not None:
-        d_bias = (d_bias * factor).to(bias.dtype)
+        d_bias = (d_bias * factor).to(bias)
     return d_features, d_weight, d_bias
 
 
@@ -220,12 +222,16 @@ def linear_balanced_loss(
         flat, shape, targets, statistics, spec, reduction, sample_weight, label_mask, chunk_size, impl
     )
     if len(flat) == 0:
-        # Zero, with zero gradients; a classifier that is updated in place gets none.
-        rest = (weight, bias) if update is None else (features.new_zeros(1).requires_grad_(),)
-        nothing = sum(part[:0].sum() for part in rest if part is not None)
-        return (features.sum() + nothing).to(compute_dtype(features.dtype))
+        return loss_of_nothing(flat, weight, bias, update)
     loss = run_call(flat, weight, bias, call, impl, gradient, update)
     return finish_loss(loss, divisor, call.problem.targets)
+
+
+def loss_of_nothing(flat: Tensor, weight: Tensor, bias: Tensor | None, update: ClassifierUpdate | None) -> Tensor:
+    """Zero, with zero gradients; a classifier that is updated in place gets none."""
+    rest = (weight, bias) if update is None else (flat.new_zeros(1).requires_grad_(),)
+    nothing = sum(part[:0].sum() for part in rest if part is not None)
+    return (flat.sum() + nothing).to(compute_dtype(flat.dtype))
 
 
 def run_call(

@@ -77,7 +77,7 @@ def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, 
     features, bias, *parts = ctx.saved_tensors
     gradients = Gradients(*(part if want else None for part, want in zip(parts, ctx.wants, strict=True)))
     result: list[Tensor | None] = [None] * ctx.num_inputs
-    made = finish(gradients, upstream, ctx.scale, features, bias)
+    made = finish(gradients, upstream, ctx.scale, features.dtype, None if bias is None else bias.dtype)
     result[0], result[NUM_ARGUMENTS : NUM_ARGUMENTS + 2] = made[0], made[1:]
     return tuple(result)
 

@@ -39,8 +39,9 @@ class StatisticsModule(nn.Module):
         super()._apply(fn, recurse)
         if self.statistics is not None and self.counts is not None and self.num_samples is not None:
             # ``to_empty`` gives the buffers new memory.
-            self.counts.copy_(self.statistics.counts)
-            self.num_samples.fill_(self.statistics.num_samples)
+            with torch.inference_mode(self.counts.is_inference()):
+                self.counts.copy_(self.statistics.counts)
+                self.num_samples.fill_(self.statistics.num_samples)
         self._prepare()
         return self
 

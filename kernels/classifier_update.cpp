@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "flush_denormals.h"
+
 template <int BITS> struct Number { typedef float type; };
 template <> struct Number<16> { typedef uint16_t type; };
 
@@ -92,31 +94,37 @@ extern "C" void classifier_update(const float* gradient, const float* bias_gradi
     Bias* bias = (Bias*)bias_to;
     uint32_t key = mix(mix((uint32_t)seed) ^ (uint32_t)(seed >> 32)), keys[4];
     for (int which = 0; which < 4; ++which) keys[which] = mix(key ^ (uint32_t)(number * 4 + which));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* g = gradient + row * columns;
-        float shrink = 1, square = 0;
-        if (s.max_row_norm || SECOND == 1) {
+#pragma omp parallel num_threads(threads)
+    {
+        FlushDenormals flush;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) {
+            const float* g = gradient + row * columns;
+            float shrink = 1, square = 0;
+            if (s.max_row_norm || SECOND == 1) {
 #pragma omp simd reduction(+ : square)
-            for (int64_t i = 0; i < columns; ++i) square += g[i] * s.factor * (g[i] * s.factor);
-        }
-        float bias_g = BIAS ? bias_gradient[row] * s.factor : 0;
-        if (s.max_row_norm) {
-            float norm = std::sqrt(square + bias_g * bias_g);
-            // A NaN stays in sight.
-            shrink = norm <= s.max_row_norm ? 1 : s.max_row_norm / norm;
-        }
-        uint32_t row_keys[4];
-        for (int which = 0; which < 4; ++which) row_keys[which] = mix(keys[which] ^ (uint32_t)(first_row + row));
-        step_row(s, row_keys, s.factor * shrink, square * shrink * shrink / columns, g, weight + row * weight_stride,
-                 first + row * columns, second + row * (SECOND > 1 ? columns : 1), columns);
-        if (BIAS) {
-            bias_g *= shrink;
-            float value = load(bias[row]), one = FIRST ? bias_first[row] : 0, two = ADAMW ? bias_second[row] : 0;
-            step(s, bias_g, bias_g * bias_g, value, one, two);
-            store(bias[row], value, row_keys[OF_BIAS], 0);
-            if (FIRST) bias_first[row] = one;
-            if (ADAMW) bias_second[row] = two;
+                for (int64_t i = 0; i < columns; ++i) square += g[i] * s.factor * (g[i] * s.factor);
+            }
+            float bias_g = BIAS ? bias_gradient[row] * s.factor : 0;
+            if (s.max_row_norm) {
+                float norm = std::sqrt(square + bias_g * bias_g);
+                // A NaN stays in sight.
+                shrink = norm <= s.max_row_norm ? 1 : s.max_row_norm / norm;
+            }
+            uint32_t row_keys[4];
+            for (int which = 0; which < 4; ++which) row_keys[which] = mix(keys[which] ^ (uint32_t)(first_row + row));
+            // A square may be infinite where the gradient is not: clipped to nothing.
+            float mean_square = shrink == 0 ? 0 : square * shrink * shrink / columns;
+            step_row(s, row_keys, s.factor * shrink, mean_square, g, weight + row * weight_stride,
+                     first + row * columns, second + row * (SECOND > 1 ? columns : 1), columns);
+            if (BIAS) {
+                bias_g *= shrink;
+                float value = load(bias[row]), one = FIRST ? bias_first[row] : 0, two = ADAMW ? bias_second[row] : 0;
+                step(s, bias_g, bias_g * bias_g, value, one, two);
+                store(bias[row], value, row_keys[OF_BIAS], 0);
+                if (FIRST) bias_first[row] = one;
+                if (ADAMW) bias_second[row] = two;
+            }
         }
     }
 }

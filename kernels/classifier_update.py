@@ -131,7 +131,8 @@ def classifier_update_kernel(
             norm = tl.sqrt_rn(norm)
             # NaN stays in sight.
             shrink = max_row_norm / tl.maximum(norm, max_row_norm, propagate_nan=tl.PropagateNan.ALL)
-        mean_square = row_total * shrink * shrink / num_features
+        # A square may be infinite where the gradient is not: clipped to nothing.
+        mean_square = tl.where(shrink == 0.0, 0.0, row_total * shrink * shrink / num_features)
 
     if ROW_SECOND:
         row_second = tl.load(second_ptr + row, mask=is_row, other=0.0)

@@ -9,9 +9,11 @@
 #include <cstring>
 #include <limits>
 #include <vector>
-#if defined(__SSE2__)
+#if defined(__AVX512DQ__)
 #include <immintrin.h>
 #endif
+
+#include "flush_denormals.h"
 
 #if defined(__AVX512F__)
 constexpr int W = 16;
@@ -58,15 +60,6 @@ static inline void store_logits(Logit* to, V x) {
     std::memcpy(to, &half, sizeof half);
 }
 #endif
-
-// While it lives, what is below float's normal range is 0: it shows nowhere, and costs a hundred cycles each time.
-struct FlushDenormals {
-#if defined(__SSE2__)
-    unsigned before = _mm_getcsr();
-    FlushDenormals() { _mm_setcsr(before | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(before); }
-#endif
-};
 
 // A NaN passes through: the comparison with it is false.
 static inline V at_most(V x, V bound) { return bound < x ? bound : x; }

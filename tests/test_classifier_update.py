@@ -284,6 +284,28 @@ def test_resumed_run_gives_the_bits_of_one_uninterrupted(name, device, backend):
         assert all(torch.equal(a, b) for a, b in zip(update.buffers(), resumed.buffers(), strict=True))
 
 
+def test_clipping_bounds_a_gradient_whose_square_is_infinite(device, backend):
+    weight, bias = classifier(torch.float32, device)
+    update = AdamWUpdate(0.1, state="row", max_row_norm=1.0, weight_decay=0.0).to(device)
+    update.prepare(weight, bias)
+    d_weight, d_bias = torch.zeros(C, D, device=device), torch.zeros(C, device=device)
+    d_weight[3] = 1e25
+    expected = weight.clone()
+    apply(update, weight, bias, d_weight, d_bias)
+    assert torch.equal(weight, expected) and update.exp_avg_sq.isfinite().all()
+
+
+def test_gradients_may_lie_in_any_order(device, backend):
+    weight, bias = classifier(torch.float32, device)
+    expected = weight.clone()
+    update = SGDUpdate(1.0).to(device)
+    update.prepare(weight, bias)
+    sink = update.step(weight, bias, torch.tensor(1.0, device=device), torch.tensor(True, device=device))
+    d_weight = torch.randn(D, C, device=device).t()
+    sink(slice(0, C), d_weight.clone(memory_format=torch.preserve_format), torch.zeros(2 * C, device=device)[::2])
+    torch.testing.assert_close(weight, expected - d_weight)
+
+
 def test_seed_matters_and_the_same_repeats(device, backend):
     one, two, other = (trained(SGDUpdate(1e-3, seed=seed), torch.bfloat16, device)[0] for seed in (3, 3, 4))
     assert torch.equal(one, two) and not torch.equal(one, other)

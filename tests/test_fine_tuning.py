@@ -409,8 +409,10 @@ def test_initial_bias_is_of_a_new_classifier_alone(encoder, tmp_path):
     torch.nn.init.constant_(new.classifier.bias, 1.5)
     new.save_pretrained(tmp_path)
     pretrained.load_tokenizer(str(encoder), 16).save_pretrained(tmp_path)
-    again = pretrained.load_classifier(str(tmp_path), ["a", "b", "c"], 16, -4.0)
+    again = pretrained.load_classifier(str(tmp_path), ["a", "b", "c"], 16)
     assert again.classifier.bias.tolist() == [1.5] * 3
+    with pytest.raises(EncoderError, match=r"--bert-initial-bias: .* gets no new classifier"):
+        pretrained.load_classifier(str(tmp_path), ["a", "b", "c"], 16, -4.0)
 
 
 def test_options_and_what_a_record_depends_on(tmp_path):

@@ -218,6 +218,17 @@ def test_checkpointed_encoder_and_autocast():
     torch.testing.assert_close(w.grad, low[2].float(), rtol=2e-2, atol=1e-2 * float(low[2].abs().max()))
 
 
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+def test_a_second_backward_notices_changed_targets(gradient):
+    classifier, targets, statistics = problem(4, 8, 50)
+    weight = classifier[1].clone().requires_grad_()
+    loss = linear_balanced_loss(classifier[0], weight, classifier[2], targets, statistics, DB, gradient=gradient)
+    torch.autograd.grad(loss, weight, retain_graph=True)
+    targets.fill_(True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, weight)
+
+
 def test_float16_autocast_leaves_room_for_sums_over_the_batch():
     features, targets = torch.rand(4096, 8) * 40, torch.zeros(4096, 64, dtype=torch.bool)
     weight = torch.zeros(64, 8, requires_grad=True)

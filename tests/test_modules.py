@@ -206,6 +206,13 @@ def test_conversion_of_the_model_leaves_counts_and_result_alone(convert):
     assert module.state_dict()["counts"].dtype == torch.int64
 
 
+def test_a_module_made_in_inference_mode_moves():
+    with torch.inference_mode():
+        module = DistributionBalancedLoss(STATISTICS)
+    module.to("cpu").double()
+    assert torch.equal(module.counts, STATISTICS.counts.to(module.counts))
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_to_empty_keeps_the_counts(device):
     with torch.device(device):

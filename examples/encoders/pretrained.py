@@ -60,7 +60,7 @@ def load_classifier(
 ) -> PreTrainedModel:
     """The model in float32, with a classifier of ``label_names``: new, unless it brings one of that size.
 
-    initial_bias: of a new classifier.
+    initial_bias: of the new classifier.
 
     Raises:
         EncoderError: where there is no such model, its files are broken, or do not hold an encoder's weights.
@@ -90,6 +90,10 @@ def load_classifier(
     if biases:
         # A head of several layers ends with it.
         torch.nn.init.constant_(biases[-1], initial_bias)
+    elif initial_bias:
+        raise EncoderError(
+            f"--bert-initial-bias: {model} gets no new classifier with a bias; expected 0, got {initial_bias:g}"
+        )
     positions = getattr(classifier.config, "max_position_embeddings", max_length)
     if max_length > positions:
         raise EncoderError(f"--bert-max-length: {model} takes at most {positions}, got {max_length}")

@@ -82,7 +82,8 @@ def _compiler() -> str:
 
 def _key(source: Path, macros: Mapping[str, int]) -> str:
     """Changes with whatever the machine code depends on."""
-    parts = [source.read_text(), repr(sorted(macros.items())), _cpu(), _compiler(), *_FLAGS]
+    sources = [source, *sorted(_SOURCES.glob("*.h"))]
+    parts = [*(each.read_text() for each in sources), repr(sorted(macros.items())), _cpu(), _compiler(), *_FLAGS]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
 
 

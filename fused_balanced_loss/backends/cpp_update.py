@@ -49,9 +49,10 @@ def _update(
         torch_update.begin(step)(gradient, bias_gradient, weight, bias, first_row)
         return
     rows, columns = gradient.shape
+    gradient, bias_gradient = gradient.contiguous(), bias_gradient.contiguous()
     kernel(
-        gradient.contiguous().data_ptr(),
-        bias_gradient.contiguous().data_ptr(),
+        gradient.data_ptr(),
+        bias_gradient.data_ptr(),
         weight.value.data_ptr(),
         weight.value.stride(0),
         _pointer(weight.first),

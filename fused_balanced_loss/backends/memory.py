@@ -28,11 +28,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     """``torch.empty``; on Linux a large one on the CPU is in huge pages, where the system has them, and takes the
     memory that the last one of its size has left.
 
-    What is kept in between is the system's to take whenever it runs short (``MADV_FREE``).
+    What is kept in between is the system's to take whenever it runs short (``MADV_FREE``). The storage of a large one
+    cannot be resized.
     """
     count = math.prod(shape)
     large = device.type == "cpu" and count * dtype.itemsize >= _MAPPED_FROM and _SUPPORTED
-    memory = _take(count * dtype.itemsize) if large and not torch.compiler.is_compiling() else None
+    memory = _take(count * dtype.itemsize) if large else None
     if memory is None:
         return torch.empty(shape, dtype=dtype, device=device)
     # The tensor's storage holds the array, whose end is the storage's.
@@ -51,6 +52,8 @@ def _take(num_bytes: int) -> mmap.mmap | None:
     try:
         memory = mmap.mmap(-1, num_bytes, flags=_PRIVATE)
     except OSError:
+        # It counts as in use where the system promises no more than it has.
+        _kept.clear()
         return None
     # Not every system has huge pages.
     with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ _NARROW = 256
 # half precision.
 WARP_SIZE = 64 if torch.version.hip else 32
 _THREAD = 8
+TILE = _THREAD * WARP_SIZE
 # Elements of a fringe program.
 FRINGE = 64
 # Programs whose sums one of them adds up: all of them at one counter would queue.

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..terms import Problem, compute_dtype
 from .flatten import NUM_ARGUMENTS, NUM_TENSORS, SCHEMA, flatten, unflatten
-from .triton import WARP_SIZE, RowTerms, gradient, layout, like_logits, value
+from .triton import TILE, RowTerms, gradient, layout, like_logits, value
 
 # Graphs that torch.compile has cached know the shapes of what an operator returned: other tiles need another name.
-_NAME = f"fused_balanced_loss::logits_loss_{WARP_SIZE}"
+_NAME = f"fused_balanced_loss::logits_loss_{TILE}"
 
 
 def operator(problem: Problem, reduction: str, scale: float) -> Tensor:

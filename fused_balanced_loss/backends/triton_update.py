@@ -38,8 +38,8 @@ def _update(
     num_rows, num_features = gradient.shape
     rows, block = layout(num_features)
     classifier_update_kernel[(-(-num_rows // rows),)](
-        gradient,
-        bias_gradient,
+        gradient.contiguous(),
+        bias_gradient.contiguous(),
         weight.value,
         weight.first,
         weight.second,
