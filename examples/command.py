@@ -48,7 +48,7 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
         return INTERRUPTED
     except BrokenPipeError as error:
         try:
-            sys.stdout.flush()
+            os.write(sys.stdout.fileno(), b"\n")
             print(f"error: {error}", file=sys.stderr)
         except BrokenPipeError:
             # Whoever read the output has gone, as ``head`` does.
