@@ -235,6 +235,10 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 impl="reference",
             )
         weight, bias = self._classifier()
+        if update is not None:
+            # Older versions of PyTorch make zeros of a gradient that is None, on its way to the DTensor.
+            weight = weight.detach().requires_grad_(weight.requires_grad)
+            bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
         if len(flat) == 0:
             if update is not None and self.data_mesh is not None:
                 raise ValueError("features: expected at least one sample on each rank of data_mesh, got none")
