@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..terms import Problem
-from .cpp_library import library
+from .cpp_library import library, num_threads, pointer
 from .eager import scale_gradient
 from .flatten import target_tensors
 from .memory import empty
@@ -21,9 +21,6 @@ __all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_grad
 _LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116}
 _TARGETS = {torch.bool: 8, torch.uint8: 8, torch.float32: 32}
 _CSR = 0
-
-# Elements for which another thread is worth its start.
-_ELEMENTS_A_THREAD = 1 << 13
 
 # The kernel multiplies the denominators of two sigmoids; beyond, the product could leave float32.
 _LARGEST_EXPONENT = 27.0
@@ -82,15 +79,15 @@ def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tenso
         0 if out is None else out.stride(0),
         rows,
         columns,
-        _pointer(dense),
+        pointer(dense),
         0 if dense is None else dense.stride(0),
-        _pointer(crow),
-        _pointer(col),
-        _pointer(problem.row_sum),
-        _pointer(problem.row_weight),
-        _pointer(terms.bias),
-        _pointer(terms.inverse_frequency),
-        _pointer(terms.weight),
+        pointer(crow),
+        pointer(col),
+        pointer(problem.row_sum),
+        pointer(problem.row_weight),
+        pointer(terms.bias),
+        pointer(terms.inverse_frequency),
+        pointer(terms.weight),
         spec.lam,
         spec.alpha,
         spec.beta,
@@ -99,13 +96,9 @@ def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tenso
         spec.negative_factor,
         scale,
         loss.data_ptr(),
-        max(1, min(torch.get_num_threads(), rows * columns // _ELEMENTS_A_THREAD)),
+        num_threads(rows * columns),
     )
     return loss
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,13 +109,13 @@ def _kernel(
     macros |= dict(zip(("GAMMA_POSITIVE", "GAMMA_NEGATIVE"), map(int, gammas), strict=True))
     macros |= dict(zip(("BIAS", "REBALANCED", "LABEL_WEIGHT"), map(int, terms), strict=True))
     kernel = getattr(library("logits_loss", tuple(macros.items())), name)
-    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     kernel.argtypes = [
-        *(pointer, integer, pointer, integer, integer, integer),
-        *(pointer, integer, pointer, pointer),
-        *(pointer,) * 5,
+        *(address, integer, address, integer, integer, integer),
+        *(address, integer, address, address),
+        *(address,) * 5,
         *(number,) * 7,
-        *(pointer, ctypes.c_int),
+        *(address, ctypes.c_int),
     ]
     kernel.restype = None
     return kernel

@@ -13,10 +13,15 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 _SOURCES = Path(__file__).parents[1] / "kernels"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # Some compilers have no OpenMP: the kernels then run on one thread.
 _THREADING = (("-fopenmp",), ())
+# Elements for which another thread is worth its start.
+_ELEMENTS_A_THREAD = 1 << 13
 
 
 @functools.cache
@@ -31,6 +36,16 @@ def library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     if not path.exists():
         _build(source, path, dict(macros))
     return ctypes.CDLL(str(path))
+
+
+def num_threads(num_elements: int) -> int:
+    """Threads for a kernel over so many elements."""
+    return max(1, min(torch.get_num_threads(), num_elements // _ELEMENTS_A_THREAD))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """What a kernel takes for a tensor."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def cache_folder() -> Path:

@@ -12,14 +12,11 @@ import torch
 from torch import Tensor
 
 from . import torch_update
-from .cpp_library import library
+from .cpp_library import library, num_threads, pointer
 from .update_rule import ChunkUpdate, Rows, Rule, Step
 
 _BITS = {torch.float32: 32, torch.bfloat16: 16}
 _BY_ROW, _NONE = 1, 0
-
-# Elements for which another thread is worth its start.
-_ELEMENTS_A_THREAD = 1 << 13
 
 
 def begin(step: Step) -> ChunkUpdate:
@@ -55,23 +52,19 @@ def _update(
         bias_gradient.data_ptr(),
         weight.value.data_ptr(),
         weight.value.stride(0),
-        _pointer(weight.first),
-        _pointer(weight.second),
+        pointer(weight.first),
+        pointer(weight.second),
         None if bias is None else bias.value.data_ptr(),
-        None if bias is None else _pointer(bias.first),
-        None if bias is None else _pointer(bias.second),
+        None if bias is None else pointer(bias.first),
+        None if bias is None else pointer(bias.second),
         rows,
         columns,
         first_row,
         numbers,
         seed,
         number,
-        max(1, min(torch.get_num_threads(), rows * columns // _ELEMENTS_A_THREAD)),
+        num_threads(rows * columns),
     )
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _kernel(rule: Rule, weight: Rows, bias: Rows | None) -> Callable[..., Any] | None:
@@ -101,12 +94,12 @@ def _built(*macros: int) -> Callable[..., Any] | None:
             stacklevel=2,
         )
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    address, integer = ctypes.c_void_p, ctypes.c_int64
     kernel.argtypes = [
-        *(pointer, pointer, pointer, integer),
-        *(pointer,) * 5,
+        *(address, address, address, integer),
+        *(address,) * 5,
         *(integer,) * 3,
-        *(pointer, integer, integer, ctypes.c_int),
+        *(address, integer, integer, ctypes.c_int),
     ]
     kernel.restype = None
     return kernel
