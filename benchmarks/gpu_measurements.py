@@ -20,8 +20,8 @@ from records import Record, new_record
 from torch import Tensor
 
 from fused_balanced_loss import LinearBalancedLoss, balanced_loss, linear_balanced_loss
-from fused_balanced_loss.classifier_optimizers import AdamWUpdate, SGDUpdate
-from fused_balanced_loss.prediction import predict_topk
+from fused_balanced_loss.classifier.prediction import predict_topk
+from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
 
 BOTH = "forward and backward"
 # On the CPU Triton's interpreter runs the same kernels.
@@ -133,7 +133,7 @@ def small_batch(sizes: Sizes) -> Iterator[Record]:
     spec = peers.spec_of(OURS, "DB")
 
     def call() -> Tensor:
-        return balanced_loss(problem.logits, problem.sparse, problem.statistics, spec, impl=IMPL)
+        return balanced_loss(problem.logits, problem.sparse, spec, problem.statistics, impl=IMPL)
 
     loss_only = Contestant("forward", lambda _: call())
     backward = Contestant("backward", lambda loss: torch.autograd.grad(loss, problem.logits), call)
@@ -161,8 +161,8 @@ def _classifier(shape: tuple[int, int, int], dtype: torch.dtype) -> Record:
     spec, y, statistics = peers.spec_of(OURS, "DB"), problem.sparse, problem.statistics
     formula = peers.make_loss(EAGER, problem, "DB")
     forwards: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: linear_balanced_loss(x, w, b, y, statistics, spec, impl=IMPL),
-        "F.linear + our loss": lambda: balanced_loss(F.linear(x, w, b), y, statistics, spec, impl=IMPL),
+        "ours": lambda: linear_balanced_loss(x, w, b, y, spec, statistics, impl=IMPL),
+        "F.linear + our loss": lambda: balanced_loss(F.linear(x, w, b), y, spec, statistics, impl=IMPL),
         "F.linear + formula, eager": lambda: formula(F.linear(x, w, b)),
     }
     floor = classifier_floor(*shape, dtype, BOTH)

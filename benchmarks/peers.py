@@ -66,7 +66,7 @@ def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl
     dense = problem.dense
     if name == OURS:
         targets, spec = our_targets(problem, form), spec_of(name, loss)
-        return lambda z: balanced_loss(z, targets, problem.statistics, spec, impl=impl)
+        return lambda z: balanced_loss(z, targets, spec, problem.statistics, impl=impl)
     if name in (EAGER, COMPILED):
         function: Callable[..., Tensor] = formula
         if name == COMPILED:

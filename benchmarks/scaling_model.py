@@ -127,7 +127,7 @@ def measure() -> None:
     # As many logits as a chunk has, in cache.
     statistics, targets = problem(4096, 64)
     logits = torch.randn(64, 4096).requires_grad_()
-    loss_seconds = median_seconds(lambda: balanced_loss(logits, targets, statistics, spec))
+    loss_seconds = median_seconds(lambda: balanced_loss(logits, targets, spec, statistics))
     hardware = Hardware(matmul_rate(torch.float32), copy_bandwidth(), logits.numel() / loss_seconds)
     print(
         f"calibrated: {hardware.flops / 1e9:.0f} GFLOP/s, copy {hardware.memory / 1e9:.1f} GB/s, "

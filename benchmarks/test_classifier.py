@@ -32,7 +32,7 @@ def contestants(shape: tuple[int, int, int], what: str, dtype: torch.dtype) -> t
     spec = spec_of(OURS, "DB")
 
     def fused(spec=spec):
-        return linear_balanced_loss(features, weight, bias, problem.sparse, problem.statistics, spec)
+        return linear_balanced_loss(features, weight, bias, problem.sparse, spec, problem.statistics)
 
     found = [of_loss(FUSED, fused, leaves, what)]
     for name in (OURS, EAGER, TIMM_DB, PLAIN):

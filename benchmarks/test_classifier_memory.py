@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec, SparseTargets
-from fused_balanced_loss.classifier_optimizers import AdamWUpdate
-from fused_balanced_loss.classifier_pass import default_chunk_size
-from fused_balanced_loss.linear_module import LinearBalancedLoss
+from fused_balanced_loss.classifier.chunked_pass import default_chunk_size
+from fused_balanced_loss.classifier.module import LinearBalancedLoss
+from fused_balanced_loss.optim.update import AdamWUpdate
 
 WAYS = ("F.linear + loss", "fused", "fused with update")
 LABELS = (1 << 15, 1 << 17, 1 << 19)

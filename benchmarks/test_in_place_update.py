@@ -17,7 +17,7 @@ from problems import Problem, make_problem
 from tables import title
 
 from fused_balanced_loss import LinearBalancedLoss
-from fused_balanced_loss.classifier_optimizers import AdamWUpdate, SGDUpdate
+from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
 
 LR = 0.01
 # name: (ours, torch's, bytes of state a weight that are read and written)

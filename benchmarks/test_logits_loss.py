@@ -47,7 +47,7 @@ def contestants(
         targets = peers.our_targets(problem, form)
 
         def twin(spec=spec, targets=targets) -> torch.Tensor:
-            return balanced_loss(problem.logits, targets, problem.statistics, spec)
+            return balanced_loss(problem.logits, targets, spec, problem.statistics)
 
         assert_equal_results(of_loss(f"ours as {name}", twin, [problem.logits], BOTH), one, dtype)
         found.append(one)

@@ -15,7 +15,7 @@ from floors import classifier_floor
 from problems import make_classifier
 from tables import title
 
-from fused_balanced_loss.prediction import predict_above, predict_topk
+from fused_balanced_loss.classifier.prediction import predict_above, predict_topk
 
 THRESHOLD, K = 0.5, 5
 

@@ -1,10 +1,9 @@
 """Balanced losses for long-tailed multi-label classification, fused into one pass over the logits."""
 
-from .classifier_optimizers import AdamWUpdate, SGDUpdate
+from .classifier.functional import linear_balanced_loss
+from .classifier.module import LinearBalancedLoss
+from .functional import balanced_loss
 from .label_statistics import FrequencyGroups, LabelStatistics
-from .linear_loss import linear_balanced_loss
-from .linear_module import LinearBalancedLoss
-from .logits_loss import balanced_loss
 from .modules import (
     BalancedLoss,
     ClassBalancedFocalLoss,
@@ -14,6 +13,7 @@ from .modules import (
     NegativeTolerantFocalLoss,
     RebalancedFocalLoss,
 )
+from .optim.update import AdamWUpdate, SGDUpdate
 from .spec import LossSpec
 from .targets import SparseTargets, SparseTargetsCollator
 

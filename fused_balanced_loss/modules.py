@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .arguments import GradientMode, Reduction, check_settings
 from .backends.select import Impl
+from .functional import balanced_loss
 from .label_statistics import LabelStatistics
-from .logits_loss import balanced_loss
 from .spec import PAPER_MU, LossSpec
 from .statistics_module import StatisticsModule
 from .targets import SparseTargets
@@ -58,8 +58,8 @@ class BalancedLoss(StatisticsModule):
         return balanced_loss(
             logits,
             targets,
-            self.statistics,
             self.spec,
+            self.statistics,
             reduction=self.reduction,
             sample_weight=sample_weight,
             label_mask=label_mask,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backends.problem import label_terms
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
-from .terms import label_terms
 
 
 class StatisticsModule(nn.Module):

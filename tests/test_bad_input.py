@@ -26,7 +26,7 @@ SPARSE = SparseTargets.from_dense(TARGETS)
 
 
 def call(logits=LOGITS, targets=TARGETS, statistics=STATISTICS, spec=DB, **options):
-    return balanced_loss(logits, targets, statistics, spec, **options)
+    return balanced_loss(logits, targets, spec, statistics, **options)
 
 
 def through_module(logits=LOGITS, targets=TARGETS, statistics=STATISTICS, spec=DB, **options):

@@ -110,12 +110,12 @@ def test_strided_offset_and_many_dimensional_logits(impl, device):
     for view in views.values():
         for form in (targets, SparseTargets.from_dense(targets), targets.t().contiguous().t()):
             z = view.detach().requires_grad_()
-            loss = balanced_loss(z, form.to(device), statistics, DB, impl=impl)
+            loss = balanced_loss(z, form.to(device), DB, statistics, impl=impl)
             (ours,) = torch.autograd.grad(loss, z)
             torch.testing.assert_close(loss.detach().cpu(), expected, rtol=1e-12, atol=0)
             torch.testing.assert_close(ours.cpu(), gradient, rtol=1e-11, atol=1e-17)
     z = logits.view(2, 3, 37).to(device).requires_grad_()
-    loss = balanced_loss(z, targets.view(2, 3, 37).to(device), statistics, DB, impl=impl)
+    loss = balanced_loss(z, targets.view(2, 3, 37).to(device), DB, statistics, impl=impl)
     (ours,) = torch.autograd.grad(loss, z)
     torch.testing.assert_close(ours.cpu(), gradient.view(2, 3, 37), rtol=1e-11, atol=1e-17)
 
@@ -126,7 +126,7 @@ def test_upstream_gradient_and_second_backward(mode, impl, device):
     logits, targets, statistics = problem(4, 11, torch.float64)
     _, gradient = loss_and_gradient(logits, targets, statistics, DB, device, impl="reference")
     z = logits.to(device).requires_grad_()
-    loss = balanced_loss(z * 1, targets.to(device), statistics, DB, impl=impl, gradient=mode)
+    loss = balanced_loss(z * 1, targets.to(device), DB, statistics, impl=impl, gradient=mode)
     (first,) = torch.autograd.grad(loss, z, torch.tensor(-3.0, dtype=torch.float64, device=device), retain_graph=True)
     torch.testing.assert_close(first.cpu(), -3 * gradient, rtol=1e-11, atol=1e-17)
     if mode == "in_place":
@@ -150,7 +150,7 @@ def test_inputs_stay_and_bits_repeat(impl, device):
         results = []
         for _ in range(2):
             leaf = z.requires_grad_()
-            loss = balanced_loss(leaf, form, statistics, DB, sample_weight=weight, impl=impl)
+            loss = balanced_loss(leaf, form, DB, statistics, sample_weight=weight, impl=impl)
             results.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
         assert torch.equal(results[0][0], results[1][0])
         assert torch.equal(results[0][1], results[1][1])
@@ -166,14 +166,14 @@ def test_in_place_writes_over_the_logits_and_autograd_notices(impl, device):
     leaf = logits.to(device).requires_grad_()
     z = leaf * 1
     storage = z.data_ptr()
-    loss = balanced_loss(z, targets.to(device), statistics, DB, impl=impl, gradient="in_place")
+    loss = balanced_loss(z, targets.to(device), DB, statistics, impl=impl, gradient="in_place")
     assert z.data_ptr() == storage
     torch.testing.assert_close(z.detach().cpu(), gradient)
     loss.backward()
     torch.testing.assert_close(leaf.grad.cpu(), gradient)
     leaf = logits.to(device).requires_grad_()
     z = leaf.exp()  # saves its result
-    loss = balanced_loss(z, targets.to(device), statistics, DB, impl=impl, gradient="in_place")
+    loss = balanced_loss(z, targets.to(device), DB, statistics, impl=impl, gradient="in_place")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -187,7 +187,7 @@ def test_a_backward_notices_what_was_changed_since_the_forward(which, impl, devi
     options = {name: value.to(device) for name, value in options.items() if name == which}
     targets = targets.to(device)
     z = logits.to(device).requires_grad_()
-    loss = balanced_loss(z, targets, statistics, DB, impl=impl, gradient="backward", **options)
+    loss = balanced_loss(z, targets, DB, statistics, impl=impl, gradient="backward", **options)
     changed = targets.col if which == "label ids" else options.get(which, targets)
     changed.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -202,8 +202,8 @@ def test_forward_mode_differentiation_raises(impl, device):
     with torch.autograd.forward_ad.dual_level():
         z, x = (torch.autograd.forward_ad.make_dual(part, part) for part in (logits.to(device), features))
         for differentiated in (
-            lambda: balanced_loss(z, targets, statistics, DB, impl=impl),
-            lambda: linear_balanced_loss(x, weight, None, targets, statistics, DB, impl=impl),
+            lambda: balanced_loss(z, targets, DB, statistics, impl=impl),
+            lambda: linear_balanced_loss(x, weight, None, targets, DB, statistics, impl=impl),
         ):
             with pytest.raises(NotImplementedError, match="jvp"):
                 differentiated()
@@ -215,7 +215,7 @@ def test_targets_made_in_inference_mode(gradient, device):
     with torch.inference_mode():
         targets = dense.to(device).float()
     z = logits.to(device).requires_grad_()
-    balanced_loss(z, targets, statistics, DB, gradient=gradient).backward()
+    balanced_loss(z, targets, DB, statistics, gradient=gradient).backward()
     assert z.grad.any()
 
 
@@ -224,7 +224,7 @@ def test_float16_gradient_of_a_mean_survives_a_grad_scaler(impl, device):
     logits, targets, statistics = problem(8, 300, torch.float16)
     z = logits.to(device).requires_grad_()
     scale = 2.0**16
-    loss = balanced_loss(z, targets.to(device), statistics, DB, impl=impl)
+    loss = balanced_loss(z, targets.to(device), DB, statistics, impl=impl)
     (ours,) = torch.autograd.grad(loss, z, torch.tensor(scale, device=device))
     _, expected = loss_and_gradient(logits.double(), targets, statistics, DB, device, impl="reference")
     torch.testing.assert_close(ours.double().cpu(), expected * scale, rtol=2e-3, atol=1e-6)
@@ -238,9 +238,9 @@ def test_targets_on_a_gpu_other_than_0_and_1_give_nan(impl, device):
     bad[1, 1] = 0.5
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got 0\.5"):
-            balanced_loss(logits, bad, statistics, DB, impl=impl)
+            balanced_loss(logits, bad, DB, statistics, impl=impl)
     else:
-        assert torch.isnan(balanced_loss(logits.to(device), bad.to(device), statistics, DB, impl=impl))
+        assert torch.isnan(balanced_loss(logits.to(device), bad.to(device), DB, statistics, impl=impl))
 
 
 SETTINGS = st.builds(
@@ -273,7 +273,7 @@ def test_any_problem_equals_the_reference(spec, num_rows, num_labels, dtype, see
     expected = loss_and_gradient(logits.double(), targets, statistics, spec, device, impl="reference")
     given_form = {"bool": targets, "uint8": targets.byte(), "csr": SparseTargets.from_dense(targets)}[form]
     z = logits.to(device).requires_grad_()
-    loss = balanced_loss(z * 1, given_form.to(device), statistics, spec, impl=impl, gradient=gradient)
+    loss = balanced_loss(z * 1, given_form.to(device), spec, statistics, impl=impl, gradient=gradient)
     (ours,) = torch.autograd.grad(loss, z)
     digits = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 4e-3}[dtype]
     torch.testing.assert_close(loss.detach().double().cpu(), expected[0], rtol=min(digits, 1e-4), atol=1e-7)

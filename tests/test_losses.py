@@ -31,7 +31,7 @@ def problem(num_rows=6, num_labels=37, dtype=torch.float32, scale=3.0, seed=0, n
 def loss_and_gradient(logits, targets, statistics, spec, device, **options):
     z = logits.to(device).requires_grad_()
     targets = targets.to(device)
-    loss = balanced_loss(z, targets, statistics, spec, **options)
+    loss = balanced_loss(z, targets, spec, statistics, **options)
     (gradient,) = torch.autograd.grad(loss.sum(), z)
     return loss.detach().cpu(), gradient.cpu()
 
@@ -149,7 +149,7 @@ def test_sample_weight_and_label_mask(by_element, gradient_mode, impl, device):
     whole = mask.expand(logits.shape)
     count = whole.sum()
     loss = balanced_loss(
-        z * 1, targets.to(device), statistics, spec, sample_weight=weight.to(device), label_mask=mask.to(device),
+        z * 1, targets.to(device), spec, statistics, sample_weight=weight.to(device), label_mask=mask.to(device),
         impl=impl, gradient=gradient_mode,
     )  # fmt: skip
     (ours,) = torch.autograd.grad(loss, z)
@@ -181,7 +181,7 @@ def test_gradcheck(gradient_mode, impl, name, device):
     for reduction in ("mean", "none"):
         assert torch.autograd.gradcheck(
             lambda z, reduction=reduction: balanced_loss(
-                z, targets, statistics, spec, reduction=reduction, impl=impl, gradient=gradient_mode
+                z, targets, spec, statistics, reduction=reduction, impl=impl, gradient=gradient_mode
             ),
             (logits.to(device).requires_grad_(),),
             nondet_tol=0.0,

@@ -76,7 +76,7 @@ def test_the_conventions_differ_by_their_factors_alone(name, corpus):
     targets = torch.rand(5, 4, generator=generator) < 0.4
     statistics = LabelStatistics.from_counts([1, 30, 4, 70], 100)
     paper, authors = (
-        balanced_loss(logits, targets, statistics, LossSpec.preset(name, corpus=corpus, convention=c), reduction="none")
+        balanced_loss(logits, targets, LossSpec.preset(name, corpus=corpus, convention=c), statistics, reduction="none")
         for c in ("paper", "authors")
     )
     positive, negative = AUTHORS[name][corpus]

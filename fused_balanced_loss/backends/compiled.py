@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype, sparse_row_sum
 from .eager import power, scale_gradient
+from .problem import Problem, compute_dtype, sparse_row_sum
 
 # Lowest power first; fitted for least relative error in float64, then rounded: with float32 arithmetic
 # -log1p(-m) / m on [0, 1/2] is within 1.3e-7, exp(f) for |f| <= log(2) / 2 within 1.1e-7.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..terms import Problem
-from .cpp_library import library, num_threads, pointer
+from .cpp_build import library, num_threads, pointer
 from .eager import scale_gradient
 from .flatten import target_tensors
 from .memory import empty
+from .problem import Problem
 
 __all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_gradient"]
 

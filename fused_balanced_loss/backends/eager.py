@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype
+from .problem import Problem, compute_dtype
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from ..terms import LabelTerms, Problem
+from .problem import LabelTerms, Problem
 
 _NUMBERS = tuple(field.name for field in dataclasses.fields(LossSpec) if field.name not in ("weighting", "pooling"))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..targets import SparseTargets, check_binary
-from ..terms import Problem
+from .problem import Problem
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:

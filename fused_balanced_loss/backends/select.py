@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..terms import Problem
 from . import compiled, cpp, eager, reference
+from .problem import Problem
 
 Impl = Literal["auto", "triton", "compile", "reference"]
 IMPLS: tuple[str, ...] = get_args(Impl)

@@ -12,8 +12,8 @@ from ..kernels.labels import row_terms_kernel
 from ..kernels.logits_loss import logits_loss_kernel, scale_kernel
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from ..terms import Problem, compute_dtype
 from .flatten import target_tensors
+from .problem import Problem, compute_dtype
 from .select import interpreting
 
 # Rows narrower than this many elements are not worth a fringe.

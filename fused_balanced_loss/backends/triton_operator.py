@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..terms import Problem, compute_dtype
 from .flatten import NUM_ARGUMENTS, NUM_TENSORS, SCHEMA, flatten, unflatten
+from .problem import Problem, compute_dtype
 from .triton import TILE, RowTerms, gradient, layout, like_logits, value
 
 # Graphs that torch.compile has cached know the shapes of what an operator returned: other tiles need another name.

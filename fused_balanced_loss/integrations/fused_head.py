@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.select import Impl
-from ..classifier_update import ClassifierUpdate
+from ..classifier.functional import linear_balanced_loss
+from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
-from ..linear_loss import linear_balanced_loss
-from ..logits_loss import balanced_loss
+from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from .transformers import model_logits, step_mean, to_targets
 
@@ -58,7 +58,7 @@ class FusedClassifier(nn.Linear):
         values = model_logits(outputs)
         targets = to_targets(labels, self.out_features, num_items_in_batch)
         if not self.training:
-            loss = balanced_loss(values, targets, self.statistics, self.spec, impl=self.impl)
+            loss = balanced_loss(values, targets, self.spec, self.statistics, impl=self.impl)
         else:
             if values.shape[-1] != self.in_features:
                 raise ValueError(
@@ -71,8 +71,8 @@ class FusedClassifier(nn.Linear):
                     self.weight,
                     self.bias,
                     targets,
-                    self.statistics,
                     self.spec,
+                    self.statistics,
                     chunk_size=self.chunk_size,
                     impl=self.impl,
                     update=self.update if torch.is_grad_enabled() else None,

@@ -1,0 +1,1 @@
+"""Linear classifier and loss in one: the logits never exist whole."""

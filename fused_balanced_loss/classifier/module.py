@@ -1,0 +1,163 @@
+"""Classifier and loss in one as a module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arguments import Reduction
+from ..backends.select import Impl
+from ..label_statistics import LabelStatistics
+from ..optim.base import ClassifierUpdate
+from ..spec import LossSpec
+from ..statistics_module import StatisticsModule
+from ..targets import SparseTargets
+from .functional import LinearGradientMode, check_linear_settings, linear_balanced_loss
+from .prediction import LabelsAbove, TopLabels, predict_above, predict_topk
+
+
+class LinearBalancedLoss(StatisticsModule):
+    """A linear classifier and its balanced loss: training never makes the logits.
+
+    The weight and bias are parameters, initialised as those of ``nn.Linear``; the label counts are buffers.
+
+    Args:
+        spec: which loss, for example ``LossSpec.preset("DB")``.
+        statistics: label counts of the training set; they say how many labels there are.
+        num_features: D.
+        num_labels: C; needed only without statistics (BCE, FL, ASL).
+        bias: whether the classifier has one.
+        reduction, chunk_size, impl, gradient: as for :func:`linear_balanced_loss`.
+        update: an in-place optimizer, which then trains weight and bias in the backward, chunk by chunk, so that
+            their gradient never exists whole; they must not be given to another. See :class:`ClassifierUpdate`.
+        device, dtype: of weight and bias.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        spec: LossSpec,
+        statistics: LabelStatistics | None,
+        num_features: int,
+        *,
+        num_labels: int | None = None,
+        bias: bool = True,
+        reduction: Reduction = "mean",
+        chunk_size: int | None = None,
+        impl: Impl = "auto",
+        gradient: LinearGradientMode = "auto",
+        update: ClassifierUpdate | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size)
+        if statistics is not None and num_labels not in (None, statistics.num_labels):
+            raise ValueError(f"num_labels: expected {statistics.num_labels}, as in statistics, got {num_labels!r}")
+        for name, value in (("num_features", num_features), ("num_labels", num_labels)):
+            if name == "num_labels" and value is None and statistics is not None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if update is not None and not isinstance(update, ClassifierUpdate):
+            raise TypeError(f"update: expected a ClassifierUpdate, got {type(update).__name__}")
+        self.spec = spec
+        self.reduction: Reduction = reduction
+        self.chunk_size = chunk_size
+        self.impl: Impl = impl
+        self.gradient: LinearGradientMode = gradient
+        rows = statistics.num_labels if statistics is not None else num_labels
+        assert rows is not None
+        self.weight = nn.Parameter(torch.empty(rows, num_features, device=device, dtype=dtype))
+        self.register_parameter("bias", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+        self.keep_statistics(statistics)
+        self.update = update
+        if update is not None:
+            update.prepare(self.weight, self.bias)
+
+    @classmethod
+    def from_linear(
+        cls, linear: nn.Linear, spec: LossSpec, statistics: LabelStatistics | None, **options: Any
+    ) -> LinearBalancedLoss:
+        """Over a classifier that exists: the module shares its weight and bias."""
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear: expected nn.Linear, got {type(linear).__name__}")
+        update = options.pop("update", None)
+        if statistics is not None and statistics.num_labels != linear.out_features:
+            raise ValueError(
+                f"linear: expected {statistics.num_labels} outputs, as labels in statistics, got {linear.out_features}"
+            )
+        module = cls(
+            spec,
+            statistics,
+            linear.in_features,
+            num_labels=linear.out_features,
+            bias=linear.bias is not None,
+            device="meta",
+            **options,
+        )
+        # Whatever else holds them sees what training makes of them.
+        module.register_parameter("weight", linear.weight)  # type: ignore[arg-type]
+        module.register_parameter("bias", linear.bias)
+        if update is not None:
+            module.update = update
+            update.prepare(module.weight, module.bias)
+        return module
+
+    def reset_parameters(self) -> None:
+        """The distribution of ``nn.Linear``: uniform within 1 / sqrt(D)."""
+        if self.weight.device.type == "meta":
+            return
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(
+        self,
+        features: Tensor,
+        targets: Tensor | SparseTargets,
+        sample_weight: Tensor | None = None,
+        label_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of features [..., D]; arguments, result and errors as for :func:`linear_balanced_loss`."""
+        return linear_balanced_loss(
+            features,
+            self.weight,
+            self.bias,
+            targets,
+            self.spec,
+            self.statistics,
+            reduction=self.reduction,
+            sample_weight=sample_weight,
+            label_mask=label_mask,
+            chunk_size=self.chunk_size,
+            impl=self.impl,
+            gradient=self.gradient,
+            update=self.update if self.training and torch.is_grad_enabled() else None,
+        )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [..., C], whole."""
+        return nn.functional.linear(features, self.weight, self.bias)
+
+    def predict_topk(self, features: Tensor, k: int) -> TopLabels:
+        """As :func:`predict_topk`."""
+        return predict_topk(features, self.weight, self.bias, k, chunk_size=self.chunk_size)
+
+    def predict_above(self, features: Tensor, threshold: float) -> LabelsAbove:
+        """As :func:`predict_above`."""
+        return predict_above(features, self.weight, self.bias, threshold, chunk_size=self.chunk_size)
+
+    def extra_repr(self) -> str:
+        rows, columns = self.weight.shape
+        return f"num_features={columns}, num_labels={rows}, bias={self.bias is not None}, spec={self.spec}"

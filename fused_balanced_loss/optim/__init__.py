@@ -1,0 +1,1 @@
+"""Optimizers that change a linear classifier in place, in the backward, chunk by chunk."""

@@ -1,0 +1,111 @@
+"""Tiles of the Triton kernel with no label, few and many: both ways through its loop agree with the equations."""
+
+import math
+
+import pytest
+import torch
+from oracle import assert_within_rule, elements, plain
+from test_losses import DIGITS, loss_and_gradient, problem
+
+from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
+
+DB = LossSpec.preset("DB")
+FORMS = {"uint8": lambda y: y.byte(), "float": lambda y: y.float(), "csr": SparseTargets.from_dense}
+WIDTH = 601  # Two tiles and a part, rows at every offset to 16 bytes.
+
+
+def crowded(dtype, seed=5):
+    """Rows with no label, all labels, one, forty in one tile, the first and last column, and a few anywhere."""
+    logits, targets, statistics = problem(6, WIDTH, dtype=dtype, scale=4.0, seed=seed)
+    targets[:5] = False
+    targets[1] = True
+    targets[2, 300] = True
+    targets[3, 260:300] = True
+    targets[4, 0] = targets[4, -1] = True
+    return logits, targets, statistics
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["DB", "CB-NTR", "DB-0FL", "ASL"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_at_most_twice_that_of_plain_torch(dtype, name, form, device):
+    logits, targets, statistics = crowded(dtype)
+    spec = LossSpec.preset(name)
+    expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
+    loss, ours = loss_and_gradient(
+        logits, FORMS[form](targets), statistics, spec, device, reduction="sum", impl="triton"
+    )
+    torch.testing.assert_close(loss.double(), expected.sum(), rtol=1e-6, atol=0)
+    if name == "ASL":  # whose margin the plain formula does not have
+        torch.testing.assert_close(ours.double(), gradient, rtol=2 * DIGITS[dtype], atol=1e-6)
+        return
+    _, plain_gradient = plain(logits.float(), targets, statistics, spec)
+    error = (plain_gradient.to(dtype).double() - gradient).abs()
+    assert_within_rule(ours, error, gradient, DIGITS[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("mode", ["forward", "backward", "in_place"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_every_form_of_the_kernel(reduction, mode, form, device):
+    """float64, with a label mask, weights of samples, and an upstream gradient."""
+    if reduction == "none" and mode != "backward":
+        pytest.skip("a sum has its gradient made in the forward, elements have not")
+    logits, targets, statistics = crowded(torch.float64)
+    weight = torch.rand(6, dtype=torch.float64)
+    mask = torch.rand(6, WIDTH) < 0.8
+    upstream = torch.rand(6, WIDTH, dtype=torch.float64) if reduction == "none" else torch.tensor(-2.0).double()
+    expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, DB, weight)
+    z = logits.to(device).requires_grad_()
+    loss = balanced_loss(
+        z * 1, FORMS[form](targets).to(device), DB, statistics, sample_weight=weight.to(device),
+        label_mask=mask.to(device), reduction=reduction, impl="triton", gradient=mode,
+    )  # fmt: skip
+    (ours,) = torch.autograd.grad(loss, z, upstream.to(device))
+    expected = torch.where(mask, expected, 0)
+    if reduction == "sum":
+        torch.testing.assert_close(loss.detach().cpu(), expected.sum(), rtol=1e-12, atol=0)
+    else:
+        torch.testing.assert_close(loss.detach().cpu(), expected, rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(ours.cpu(), torch.where(mask, gradient * upstream, 0), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [math.inf, 1e4, 60.0, 20.0, -20.0, -1e4, -math.inf, math.nan])
+def test_extreme_logit_at_a_label(value, form, device):
+    """A label's loss as a negative, huge where its logit is, must leave no trace in a sum that is small."""
+    targets = torch.zeros(3, WIDTH, dtype=torch.bool)
+    targets[0, 5] = targets[0, 280] = targets[1, 590] = True
+    logits = torch.full((3, WIDTH), -1.0)
+    logits[targets] = value
+    _, _, statistics = problem(3, WIDTH)
+    expected, gradient = loss_and_gradient(
+        logits.double(), targets, statistics, DB, device, impl="reference", reduction="sum"
+    )
+    loss, ours = loss_and_gradient(logits, FORMS[form](targets), statistics, DB, device, impl="triton", reduction="sum")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(ours.double(), gradient, rtol=1e-5, atol=1e-12, equal_nan=True)
+    assert torch.isnan(ours).sum() == (3 if math.isnan(value) else 0)
+
+
+@pytest.mark.parametrize("team", [2, 16, 128])
+def test_sum_over_teams_of_programs(team, device, monkeypatch):
+    monkeypatch.setattr("fused_balanced_loss.backends.triton.TEAM", team)
+    logits, targets, statistics = crowded(torch.float64)
+    for form in FORMS.values():
+        for spec in (DB, LossSpec()):
+            expected, _ = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
+            loss = balanced_loss(
+                logits.to(device), form(targets).to(device), spec, statistics, reduction="sum", impl="triton"
+            )
+            torch.testing.assert_close(loss.cpu(), expected.sum(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bits_repeat(form, device):
+    logits, targets, statistics = crowded(torch.bfloat16)
+    first, second = (
+        loss_and_gradient(logits, FORMS[form](targets), statistics, DB, device, impl="triton") for _ in range(2)
+    )
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
