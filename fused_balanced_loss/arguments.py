@@ -1,13 +1,20 @@
-"""What callers may pass to the losses, checked and flattened to two dimensions."""
+"""Every check of a caller's argument, and the gate through which each tensor passes to the implementations.
+
+Kernels read by pointer. So what leaves this file is flat, lies on the device of the logits, has no negative bit, and
+has the strides that :class:`~fused_balanced_loss.backends.problem.Problem` promises.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+import warnings
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from .backends import device as devices
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
@@ -18,8 +25,13 @@ GradientMode = Literal["auto", "forward", "backward", "in_place"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 GRADIENT_MODES: tuple[str, ...] = get_args(GradientMode)
 
-_LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_TARGET_DTYPES = (torch.bool, torch.uint8, *_LOGITS_DTYPES)
+LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# PyTorch compares these on few devices. None of their values becomes 0 or 1 as int64.
+_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_TARGET_DTYPES = (torch.bool, *_INTEGERS, *_WIDE_UNSIGNED, *LOGITS_DTYPES)
+# Fewer logits than these may all lie in [0, 1] by chance.
+_ENOUGH_TO_TELL = 64
 
 
 def check_settings(
@@ -43,9 +55,13 @@ def check_settings(
 
 
 def check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
+    """Raises TypeError, ValueError or RuntimeError unless the losses can take ``logits``."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
-    if logits.dtype not in _LOGITS_DTYPES:
+    if logits.layout != torch.strided or logits.is_nested:
+        kind = "a nested tensor" if logits.is_nested else f"layout {logits.layout}"
+        raise TypeError(f"logits: expected a dense tensor, got {kind}")
+    if logits.dtype not in LOGITS_DTYPES:
         raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {logits.dtype}")
     if logits.dim() < 2 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected [..., C] with at least two dimensions and C >= 1, got {list(logits.shape)}")
@@ -54,10 +70,23 @@ def check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
             f"logits: expected {statistics.num_labels} labels in the last dimension, as in statistics, "
             f"got shape {list(logits.shape)}"
         )
+    check_transforms("logits", logits)
+
+
+def check_transforms(name: str, tensor: Tensor) -> None:
+    """Raises RuntimeError under torch.jit.trace and forward-mode differentiation, which would lose what kernels do."""
+    if torch.compiler.is_compiling():
+        return
+    if torch.jit.is_tracing():
+        raise RuntimeError(f"{name}: expected no torch.jit.trace, which cannot record the kernels; use torch.export")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise RuntimeError(f"{name}: expected no tangent, as the balanced losses have no forward-mode derivative")
 
 
 def check_writable(logits: Tensor) -> None:
     """Raises ValueError where the gradient cannot be written over the logits."""
+    if logits.is_neg():
+        raise ValueError("logits: expected no negative bit for gradient='in_place', got a view that negates")
     base = logits._base if logits._is_view() else logits
     if logits.requires_grad and (base is None or base.is_leaf):
         raise ValueError("logits: expected the result of a computation for gradient='in_place', got a leaf or its view")
@@ -77,15 +106,76 @@ def check_writable(logits: Tensor) -> None:
         )
 
 
+def flat_rows(tensor: Tensor) -> Tensor:
+    """[..., C] as [N, C] with unit stride in the last dimension and without a negative bit; differentiable."""
+    flat = tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+    if not torch.compiler.is_compiling() and (flat.is_neg() or flat._is_zerotensor()):
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat if flat.stride(1) == 1 or flat.shape[1] == 1 else flat.contiguous()
+
+
+class Batch(NamedTuple):
+    """What belongs to logits [N, C], through the gate.
+
+    targets: dense [N, C] or SparseTargets of N rows. sample_weight: [N], or None. label_mask: bool [N, C] whose rows
+    may repeat by stride 0, or None.
+    """
+
+    targets: Tensor | SparseTargets
+    sample_weight: Tensor | None
+    label_mask: Tensor | None
+
+    def num_kept(self) -> Tensor | None:
+        """How many elements the mask keeps, at least 1; None without a mask."""
+        return None if self.label_mask is None else self.label_mask.sum().clamp(min=1)
+
+    def check_targets(self) -> None:
+        """Raises ValueError, naming the place, for an invalid id, or a target besides 0 and 1 that is not masked."""
+        if isinstance(self.targets, SparseTargets):
+            self.targets.check()
+        else:
+            check_binary(self.targets, self.label_mask)
+
+    def check_targets_of(self, loss: Tensor) -> None:
+        """As ``check_targets``, where an invalid target may have made the loss NaN; on a CPU, where looking is cheap.
+
+        To look at the targets only then costs a good call nothing.
+        """
+        if torch.compiler.is_compiling() or devices.kind(loss.device) != "cpu":
+            return
+        if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
+            self.check_targets()
+
+
+def flat_batch(
+    shape: tuple[int, ...],
+    device: torch.device,
+    targets: Tensor | SparseTargets,
+    sample_weight: Tensor | None,
+    label_mask: Tensor | None,
+    ignore_index: int | float | None,
+) -> Batch:
+    """What belongs to logits of ``shape`` [..., C] on ``device``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    targets = _flat_targets(targets, shape, device)
+    mask = _flat_label_mask(label_mask, shape, device)
+    if ignore_index is not None:
+        kept = _not_ignored(targets, ignore_index)
+        mask = kept if mask is None else mask & kept
+    return Batch(targets, _flat_sample_weight(sample_weight, shape, device), mask)
+
+
 def _check_device(name: str, value: Tensor | SparseTargets, device: torch.device) -> None:
     if value.device != device:
         raise ValueError(f"{name}: expected the device of the logits, {device}, got {value.device}")
 
 
-def flat_targets(
+def _flat_targets(
     targets: Tensor | SparseTargets, shape: tuple[int, ...], device: torch.device
 ) -> Tensor | SparseTargets:
-    """Targets of logits of ``shape`` [..., C], as [N, C]."""
     num_samples = math.prod(shape[:-1])
     if isinstance(targets, Tensor) and targets.layout != torch.strided:
         targets = SparseTargets.from_torch(targets)
@@ -95,26 +185,29 @@ def flat_targets(
                 f"targets: expected shape {[num_samples, shape[-1]]}, as the logits, got {list(targets.shape)}"
             )
         _check_device("targets", targets, device)
-        return targets
+        return targets.contiguous()
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}")
     if targets.dtype not in _TARGET_DTYPES:
-        raise TypeError(f"targets: expected bool, uint8 or a floating-point dtype, got {targets.dtype}")
+        raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
     if targets.shape != shape:
         raise ValueError(f"targets: expected shape {list(shape)}, as the logits, got {list(targets.shape)}")
     if targets.requires_grad:
         raise ValueError("targets: expected a tensor without gradient, got one that requires it")
     _check_device("targets", targets, device)
-    targets = targets if targets.dim() == 2 else targets.reshape(num_samples, shape[-1])
-    return targets if targets.stride(1) == 1 else targets.contiguous()
+    return flat_rows(targets.to(torch.int64) if targets.dtype in _WIDE_UNSIGNED else targets)
 
 
-def flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """Sample weights of logits of ``shape`` [..., C], as [N]."""
+def _flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
     if sample_weight is None:
         return None
     if not isinstance(sample_weight, Tensor):
         raise TypeError(f"sample_weight: expected a tensor, got {type(sample_weight).__name__}")
+    if sample_weight.is_complex() or sample_weight.layout != torch.strided:
+        raise TypeError(
+            f"sample_weight: expected a dense tensor of real numbers, got {sample_weight.dtype} of layout "
+            f"{sample_weight.layout}"
+        )
     if sample_weight.shape != shape[:-1]:
         raise ValueError(
             f"sample_weight: expected shape {list(shape[:-1])}, one for each sample, got {list(sample_weight.shape)}"
@@ -122,33 +215,56 @@ def flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], dev
     if sample_weight.requires_grad:
         raise ValueError("sample_weight: expected a tensor without gradient, got one that requires it")
     _check_device("sample_weight", sample_weight, device)
-    return sample_weight.reshape(-1)
+    return flat_rows(sample_weight.reshape(1, -1))[0]
 
 
-def flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
-    """Label mask of logits of ``shape`` [..., C], as [N, C]."""
+def _flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor | None:
     if label_mask is None:
         return None
-    if not isinstance(label_mask, Tensor) or label_mask.dtype != torch.bool:
+    if not isinstance(label_mask, Tensor) or label_mask.dtype != torch.bool or label_mask.layout != torch.strided:
         got = label_mask.dtype if isinstance(label_mask, Tensor) else type(label_mask).__name__
-        raise TypeError(f"label_mask: expected a bool tensor, got {got}")
+        raise TypeError(f"label_mask: expected a dense bool tensor, got {got}")
     _check_device("label_mask", label_mask, device)
-    num_samples = math.prod(shape[:-1])
     if label_mask.shape == shape[-1:]:
-        return label_mask.contiguous().expand(num_samples, -1)
+        return label_mask.contiguous().expand(math.prod(shape[:-1]), -1)
     if label_mask.shape != shape:
         raise ValueError(
             f"label_mask: expected shape {list(shape[-1:])} or {list(shape)}, got {list(label_mask.shape)}"
         )
-    return label_mask.reshape(num_samples, shape[-1]).contiguous()
+    return flat_rows(label_mask)
 
 
-def check_targets_of(loss: Tensor, targets: Tensor | SparseTargets) -> None:
-    """Raises ValueError where an invalid target has turned the loss into NaN; on a CPU, where looking stalls nothing.
+def _not_ignored(targets: Tensor | SparseTargets, ignore_index: int | float) -> Tensor:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)) or math.isnan(ignore_index):
+        raise TypeError(f"ignore_index: expected a number, got {ignore_index!r}")
+    if ignore_index in (0, 1):
+        raise ValueError(f"ignore_index: expected a number other than the targets 0 and 1, got {ignore_index}")
+    if isinstance(targets, SparseTargets):
+        raise ValueError("ignore_index: expected None with label ids, which have no place for an ignored element")
+    if not targets.dtype.is_floating_point and targets.dtype != torch.bool:
+        limits = torch.iinfo(targets.dtype)
+        if not limits.min <= ignore_index <= limits.max:
+            # PyTorch would wrap the number around into the dtype, where it could meet another value.
+            return torch.ones_like(targets, dtype=torch.bool)
+    return targets != ignore_index
 
-    Looking at the targets only then costs a good call nothing.
-    """
-    if not isinstance(targets, Tensor) or loss.device.type != "cpu" or torch.compiler.is_compiling():
+
+_looked_for_probabilities = False
+
+
+def warn_of_probabilities(logits: Tensor) -> None:
+    """Warns, at the first call of a process that can tell, of logits that are all in [0, 1], like probabilities."""
+    global _looked_for_probabilities
+    if _looked_for_probabilities or torch.compiler.is_compiling():
         return
-    if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
-        check_binary(targets)
+    if logits.numel() < _ENOUGH_TO_TELL or type(logits) is not Tensor or devices.kind(logits.device) != "cpu":
+        return
+    _looked_for_probabilities = True
+    low, high = logits.detach().aminmax()
+    # A classifier that begins at zero gives logits that are all the same.
+    if 0 <= low < high <= 1:
+        warnings.warn(
+            "logits: expected raw scores of any sign, got numbers that are all in [0, 1]; if they are probabilities, "
+            "leave out the sigmoid: the loss takes it",
+            stacklevel=3,
+        )

@@ -12,18 +12,24 @@ from .arguments import (
     Reduction,
     check_logits,
     check_settings,
-    check_targets_of,
     check_writable,
-    flat_label_mask,
-    flat_sample_weight,
-    flat_targets,
+    flat_batch,
+    flat_rows,
+    warn_of_probabilities,
 )
-from .backends.problem import Problem, compute_dtype, label_terms, row_weight
+from .backends import device as devices
+from .backends import reference
+from .backends.constants import label_constants, row_weight
+from .backends.operator import mean_scale, operator
+from .backends.problem import Problem, compute_dtype
 from .backends.select import Backend, Impl, select
 from .first_order import first_order
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 from .targets import SparseTargets
+
+# Under torch.compile these are one operator; the others are traced into the caller's graph.
+_OPAQUE = ("auto", "triton", "cpp")
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -31,8 +37,7 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, problem: Problem, backend: Backend, scale: float, in_place: bool) -> Tensor:
-        out = problem.logits if in_place else None
-        loss, ctx.gradient = backend.value_and_gradient(problem, scale, out=out)
+        loss, ctx.gradient = backend.value_and_gradient(problem, scale, out=problem.logits if in_place else None)
         if in_place:
             # Whatever else had saved the logits for its backward now raises.
             torch.autograd.graph.increment_version(logits)
@@ -81,6 +86,7 @@ def balanced_loss(
     reduction: Reduction = "mean",
     sample_weight: Tensor | None = None,
     label_mask: Tensor | None = None,
+    ignore_index: float | None = None,
     impl: Impl = "auto",
     gradient: GradientMode = "auto",
 ) -> Tensor:
@@ -89,91 +95,96 @@ def balanced_loss(
     Args:
         logits: [..., C], float16, bfloat16, float32 or float64. All dimensions before the last are samples, N in all.
             Computed in float32 (float64 for float64). Never modified, but with ``gradient="in_place"``.
-        targets: 1 where a sample carries a label, else 0: dense of the shape of the logits (bool, uint8 or floating
-            point), a torch sparse CSR tensor [N, C] (converted at each call; :class:`SparseTargets` is not), or
-            SparseTargets of N rows.
-        statistics: label counts of the training set; None where the spec needs none.
+        targets: 1 where a sample carries a label, else 0: dense of the shape of the logits (bool, any integer or
+            floating-point dtype), a torch sparse tensor [N, C] (converted at each call; :class:`SparseTargets` is not),
+            or SparseTargets of N rows.
         spec: which loss.
-        reduction: ``"mean"`` over the N * C elements, or, with a label mask, over those it keeps; ``"sum"``; ``"none"``
-            for the loss of each element.
-        sample_weight: [...] (the shape of the logits without C), multiplies the loss of each sample; the mean still
-            divides by N * C. Not differentiated.
-        label_mask: bool [C] or the shape of the logits; False leaves an element out of loss, gradient and mean. The
-            weights still take all targets into account.
-        impl: ``"auto"`` chooses by device and size: Triton kernels on GPUs; on CPUs a C++ kernel (float32 and half
-            precision, gamma 0, 1 or 2, no label mask, no margin), torch.compile for what that does not know, and few
-            uncompiled operators for small inputs. ``"triton"``: custom kernels, for GPUs. ``"compile"``: closed form
-            under torch.compile. ``"reference"``: the equations read literally.
-        gradient: ``"forward"`` makes the gradient in the pass that computes the loss, and keeps it; ``"backward"``
-            reads the logits again; ``"in_place"`` writes the gradient over the logits' storage: no second buffer, no
-            later use of the logits. ``"auto"``: forward, or backward for float16, whose range the gradient
-            of a mean can leave before the upstream gradient (a GradScaler's) is applied. Under torch.compile
-            always backward.
+        statistics: label counts of the training set; None where the spec needs none.
+        reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"sum"``; ``"none"`` for
+            the loss of each element.
+        sample_weight: [...] (the shape of the logits without C), real; multiplies the loss of each sample. The mean
+            still divides by N * C. Not differentiated.
+        label_mask: bool [C] or the shape of the logits; False leaves an element out of loss, gradient and mean. A
+            masked 1 still counts among its row's labels in the rebalanced weight; a masked target other than 0 and 1
+            takes part in nothing.
+        ignore_index: a number other than 0 and 1, such as -100 or -1: dense targets equal to it are masked.
+        impl: ``"auto"``: Triton kernels on GPUs, the C++ kernel on CPUs, and ``"eager"`` where they cannot be had.
+            ``"triton"`` and ``"cpp"``: these kernels or an error. ``"eager"``: the closed form in PyTorch operators.
+            ``"compile"``: the same under torch.compile. ``"reference"``: the equations read literally, differentiated
+            by autograd, any number of times.
+        gradient: when the gradient is made. ``"forward"``: in the pass that computes the loss, which keeps it: the
+            least memory traffic, one buffer as large as the logits between forward and backward. ``"backward"``: the
+            backward reads the logits again: nothing but them is kept, and half the traffic more. ``"in_place"``: as
+            forward, written over the logits' storage: no second buffer; for logits that nothing else reads later.
+            ``"auto"``: forward, or backward for float16, whose range the gradient of a mean can leave before the
+            upstream gradient (a GradScaler's) is applied. Under torch.compile always backward, whose graph may then
+            fuse the upstream gradient.
 
     Returns:
         float32 (float64 for float64 logits): no dimensions, or the shape of the logits for reduction "none".
 
-    A target other than 0 and 1 raises ValueError on the CPU; on other devices, where looking would stall, the loss and
-    that element's gradient are NaN. A NaN logit gives NaN. An infinite logit gives 0 where it is right, and
-    infinity with a finite gradient where it is wrong.
+    A target other than 0 and 1, or an invalid label id, raises ValueError on the CPU; on other devices, where looking
+    would stall, and under torch.compile the loss is NaN. A NaN logit gives NaN. An infinite logit gives 0 where it is
+    right, and infinity with a finite gradient where it is wrong.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        RuntimeError: for ``impl="triton"`` without Triton or GPU; in the backward, under ``create_graph=True``.
+        RuntimeError: for an ``impl`` that was named and cannot be had; in the backward, under ``create_graph=True``;
+            for torch.jit.trace and forward-mode differentiation.
     """
     check_settings(spec, statistics, reduction, impl, gradient)
     check_logits(logits, statistics if spec.needs_statistics else None)
-    if gradient == "in_place":
+    compiling = torch.compiler.is_compiling()
+    in_place = gradient == "in_place" and not compiling and impl != "reference"
+    if in_place:
         check_writable(logits)
-    shape, num_labels = logits.shape, logits.shape[-1]
-    flat = logits if logits.dim() == 2 else logits.reshape(-1, num_labels)
-    if flat.stride(1) != 1 and num_labels > 1:
-        flat = flat.contiguous()
-    targets = flat_targets(targets, shape, logits.device)
-    sample_weight = flat_sample_weight(sample_weight, shape, logits.device)
-    label_mask = flat_label_mask(label_mask, shape, logits.device)
+    shape, dtype = logits.shape, compute_dtype(logits.dtype)
+    flat = flat_rows(logits)
+    batch = flat_batch(shape, logits.device, targets, sample_weight, label_mask, ignore_index)
     if len(flat) == 0:
         if reduction == "mean":
             raise ValueError(f"logits: expected at least one sample for reduction 'mean', got shape {list(shape)}")
-        return (
-            logits.to(compute_dtype(logits.dtype))
-            if reduction == "none"
-            else (logits * 0).sum(dtype=compute_dtype(logits.dtype))
-        )
-
-    dtype = compute_dtype(logits.dtype)
+        return logits.to(dtype) if reduction == "none" else (logits * 0).sum(dtype=dtype)
+    warn_of_probabilities(flat)
+    if in_place and devices.kind(flat.device) == "cpu":
+        # Afterwards the logits would be gone.
+        batch.check_targets()
     problem = Problem(
-        logits=flat.detach(),
-        targets=targets,
+        logits=flat,
+        targets=batch.targets,
         spec=spec,
-        terms=label_terms(statistics, spec, dtype, logits.device),
-        row_weight=row_weight(targets, statistics, spec, sample_weight, dtype),
-        label_mask=label_mask,
-        num_samples=0 if statistics is None else statistics.num_samples,
-        saved={},
+        labels=label_constants(statistics, spec, dtype, logits.device),
+        row_weight=row_weight(batch.targets, statistics, spec, batch.sample_weight, dtype),
+        label_mask=batch.label_mask,
+        statistics=statistics,
     )
-    backend = select(impl, logits.device, logits.numel())
-    scale = 1 / flat.numel() if reduction == "mean" and label_mask is None else 1.0
-    if gradient == "auto":
-        # The mean over a mask is divided after the sum: the upstream gradient is never 1.
-        late = logits.dtype == torch.float16 or (reduction == "mean" and label_mask is not None)
-        gradient = "backward" if late else "forward"
-    loss = _differentiable(flat, problem, backend, reduction, scale, gradient)
-    if reduction == "mean" and label_mask is not None:
-        loss = loss / label_mask.sum().clamp(min=1)
-    check_targets_of(loss, targets)
+    num_kept = batch.num_kept() if reduction == "mean" else None
+    if impl == "reference":
+        loss = reference.loss(problem)
+        loss = loss if reduction == "none" else loss.sum() * mean_scale(reduction, problem.label_mask, flat.numel())
+    elif compiling and impl in _OPAQUE:
+        loss = operator(problem, reduction, impl)
+    else:
+        if gradient == "auto":
+            # The mean over a mask is divided after the sum, so the upstream gradient is never 1.
+            gradient = "backward" if logits.dtype == torch.float16 or num_kept is not None else "forward"
+        loss = _differentiable(problem, select(impl, problem), reduction, "backward" if compiling else gradient)
+    if num_kept is not None:
+        loss = loss / num_kept
+    batch.check_targets_of(loss)
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _differentiable(
-    flat: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float, gradient: str
-) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    if not torch.is_grad_enabled() and not compiling:
+def _differentiable(problem: Problem, backend: Backend, reduction: str, gradient: str) -> Tensor:
+    logits = problem.logits
+    scale = mean_scale(reduction, problem.label_mask, logits.numel())
+    problem = backend.prepare(problem._replace(logits=logits.detach()))
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return backend.value(problem, reduction, scale)
-    if compiling and hasattr(backend, "operator"):
-        return backend.operator(problem._replace(logits=flat), reduction, scale)
-    # Also where nothing requires grad, so that forward-mode differentiation and vmap raise.
-    if reduction == "none" or gradient == "backward" or compiling or not flat.requires_grad:
-        return _GradientInBackward.apply(flat, problem, backend, reduction, scale)
-    return _GradientInForward.apply(flat, problem, backend, scale, gradient == "in_place")
+    # Also where nothing requires grad, so that vmap raises.
+    loss: Tensor
+    if reduction == "none" or gradient == "backward" or not logits.requires_grad:
+        loss = _GradientInBackward.apply(logits, problem, backend, reduction, scale)
+    else:
+        loss = _GradientInForward.apply(logits, problem, backend, scale, gradient == "in_place")
+    return loss

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backends.problem import label_terms
+from .backends.constants import label_constants
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 
@@ -33,7 +33,7 @@ class StatisticsModule(nn.Module):
     def _prepare(self) -> None:
         """Has the constants at hand before the first call, which may be traced or captured."""
         if self.counts is not None and self.counts.device.type != "meta":
-            label_terms(self.statistics, self.spec, torch.float32, self.counts.device)
+            label_constants(self.statistics, self.spec, torch.float32, self.counts.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StatisticsModule:
         super()._apply(fn, recurse)

@@ -33,9 +33,9 @@ class SparseTargets:
         self.col = col
         self.num_labels = int(num_labels) if isinstance(num_labels, np.integer) else num_labels
         if check:
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         for name in ("crow", "col"):
             value = getattr(self, name)
             if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1:
@@ -179,6 +179,13 @@ class SparseTargets:
         crow, col = (part.to(device, non_blocking=non_blocking) for part in (self.crow, self.col))
         return SparseTargets(crow, col, self.num_labels, check=False)
 
+    def contiguous(self) -> SparseTargets:
+        """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
+        if self.crow.is_contiguous() and self.col.is_contiguous() and not (self.crow.is_neg() or self.col.is_neg()):
+            return self
+        crow, col = (part.resolve_neg().contiguous() for part in (self.crow, self.col))
+        return SparseTargets(crow, col, self.num_labels, check=False)
+
     def pin_memory(self) -> SparseTargets:
         """The same targets in page-locked memory; DataLoader calls this with ``pin_memory=True``."""
         return SparseTargets(self.crow.pin_memory(), self.col.pin_memory(), self.num_labels, check=False)
@@ -303,11 +310,13 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name}: expected an array of numbers, got {_describe(value)}") from error
 
 
-def check_binary(dense: Tensor) -> None:
-    """Raises ValueError unless every entry of ``dense`` is 0 or 1; waits for its device."""
+def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
+    """Raises ValueError unless every entry of ``dense`` is 0 or 1, where ``mask`` is True; waits for its device."""
     if dense.dtype == torch.bool or dense.numel() == 0:
         return
     wrong = (dense != 0) & (dense != 1)
+    if mask is not None:
+        wrong &= mask
     if bool(wrong.any()):
         where = tuple(torch.nonzero(wrong)[0].tolist())
         raise ValueError(f"targets: expected 0 or 1, got {dense[where].item()} at {list(where)}")

@@ -115,7 +115,7 @@ def balanced_element(
     y,
     shift,
     inverse_frequency,
-    row_rate,
+    weight_slope,
     weight,
     positive_slope,
     negative_slope,
@@ -131,7 +131,7 @@ def balanced_element(
     z: logits, float32 or float64; -inf where there is no element: value and slope are then 0.
     y: whether the element is a label; None: none is.
     shift: ``load_shift`` of the biases.
-    row_rate: -beta * log2(e) / (sum of 1/n over the row's labels).
+    weight_slope: -beta * log2(e) / (sum of 1/n over the row's labels).
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
     SPEC: (gamma, gamma_negative, probability_margin, lam, alpha, beta * mu, positive_factor, negative_factor).
     EXACT: the logarithm to the last digit of the dtype, also of probabilities near 1.
@@ -153,7 +153,7 @@ def balanced_element(
     e = exp2(bounded, PTX)
     e1 = 1.0 + e
     if REBALANCED:
-        exponent = row_rate * inverse_frequency + MIDPOINT
+        exponent = weight_slope * inverse_frequency + MIDPOINT
         if MIDPOINT < BOUND:
             # One reciprocal for the two sigmoids.
             f1 = 1.0 + exp2(exponent, PTX)
@@ -198,9 +198,10 @@ def balanced_element(
             kept = 1.0 - shifted
             near = minus_log1p(tl.minimum(shifted, 0.5, propagate_nan=tl.PropagateNan.ALL))
             nll_shifted = tl.where(shifted > 0.5, -log2(kept, PTX) * LN2, near)
-            ratio = tl.where(shifted > 0.0, nll_shifted / tl.where(shifted > 0.0, shifted, 1.0), 1.0)
+            ratio = tl.where(shifted == 0.0, 1.0, nll_shifted / tl.where(shifted == 0.0, 1.0, shifted))
             slope_shifted = (GAMMA_NEGATIVE * ratio + 1.0 / kept) * p * q
-            slope = choose(y, slope, tl.where(shifted > 0.0, slope_shifted, 0.0))
+            # A comparison with NaN is false: the slope of a NaN stays NaN.
+            slope = choose(y, slope, tl.where(shifted == 0.0, 0.0, slope_shifted))
             nll = choose(y, nll, nll_shifted * (1.0 / UNIT))
 
     value = m * (nll * either(y, SPEC[6] * LAM / SPEC[7], 1.0, q))

@@ -26,19 +26,27 @@ def any_label(raw):
 @triton.jit
 def tile_labels(col_ptr, low, high, start, group, lane, P: tl.constexpr):
     """Labels [G, P], ``col`` from low to high, of a tile that begins at column ``start``, by bits: no element looks
-    anything up."""
+    anything up. A negative ``low`` is the mark of a row with invalid ids."""
     bits = tl.zeros(group.shape, tl.int32)
-    for entry in range(low, high):
+    for entry in range(tl.maximum(low, 0), high):
         column = tl.load(col_ptr + entry).to(tl.int32) - start
         bits |= tl.where(group == column // P, 1 << (column % P), 0)
     return (bits[:, None] & (1 << lane)[None, :]) != 0
 
 
 @triton.jit
-def search_label(crow_ptr, col_ptr, row, column, valid):
-    """Whether each column is a label of its row, by binary search of the row's ascending label ids."""
+def row_bounds(crow_ptr, row, valid, num_ids):
+    """Where a row's label ids begin and end in ``col``; never outside it, whatever the offsets are."""
     low = tl.load(crow_ptr + row, mask=valid, other=0)
     high = tl.load(crow_ptr + row + 1, mask=valid, other=0)
+    low = tl.minimum(tl.maximum(low, 0), num_ids)
+    return low, tl.minimum(tl.maximum(high, low), num_ids)
+
+
+@triton.jit
+def search_label(crow_ptr, col_ptr, row, column, valid, num_ids):
+    """Whether each column is a label of its row, by binary search of the row's ascending label ids."""
+    low, high = row_bounds(crow_ptr, row, valid, num_ids)
     end = high
     while tl.max(high - low) > 0:
         middle = (low + high) // 2
@@ -48,21 +56,26 @@ def search_label(crow_ptr, col_ptr, row, column, valid):
     return valid & (low < end) & (tl.load(col_ptr + low, mask=low < end, other=-1) == column)
 
 
-@triton.jit(do_not_specialize=["num_labels", "targets_stride", "logits_stride", "num_tiles", "num_counters"])
+@triton.jit(do_not_specialize=["num_labels", "num_ids", "targets_stride", "logits_stride", "num_tiles", "num_counters"])
 def row_terms_kernel(
+    # Inputs: targets [N, C]; or crow [N + 1] and col [num_ids]; inverse_frequency [C]; row_sum [N].
     targets_ptr,
     crow_ptr,
     col_ptr,
     inverse_frequency_ptr,
     row_sum_ptr,
-    row_rate_ptr,
-    first_ptr,
-    counter_ptr,
+    # Outputs: weight_slope [N]; tile_offsets [N, num_tiles + 1]; counters [num_counters].
+    weight_slope_ptr,
+    tile_offsets_ptr,
+    counters_ptr,
+    # Shapes and strides, in elements.
     num_labels,
+    num_ids,
     targets_stride,
     logits_stride,
     num_tiles,
     num_counters,
+    # Constants of the compiled kernel.
     BETA: tl.constexpr,
     CSR: tl.constexpr,
     REBALANCED: tl.constexpr,
@@ -71,36 +84,49 @@ def row_terms_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row: row_rate [N], for CSR targets first [N, num_tiles + 1], where each tile's labels begin, and
-    zeros for the counters."""
+    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and for label ids the offsets
+    in ``col`` at which each tile's labels begin. The first program also sets the counters to zero.
+
+    The offset of the first tile of a row with invalid ids is -1, by which the loss of that tile becomes NaN.
+    """
     row = tl.program_id(0).to(tl.int64)
     if row == 0:
         for begin in range(0, num_counters, BLOCK):
             counter = begin + tl.arange(0, BLOCK)
-            tl.store(counter_ptr + counter, 0, mask=counter < num_counters)
+            tl.store(counters_ptr + counter, 0, mask=counter < num_counters)
     if CSR:
-        low = tl.load(crow_ptr + row)
-        high = tl.load(crow_ptr + row + 1)
+        low, high = row_bounds(crow_ptr, row, True, num_ids)
         # Columns before the row's first 16-byte boundary belong to no tile.
         head = (P - (row * logits_stride) % P) % P
         end = head + (num_labels - head) // P * P
-    if REBALANCED:
-        total = tl.zeros([BLOCK], row_rate_ptr.dtype.element_ty)
-        if HAS_ROW_SUM:
-            total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
-        elif CSR:
+    total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
+    if HAS_ROW_SUM and REBALANCED:
+        total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
+    if CSR:
+        # The ids of a chunk of labels were made by us; those of a whole row may be anything.
+        invalid = tl.zeros([BLOCK], tl.int32)
+        if not HAS_ROW_SUM:
+            given_low = tl.load(crow_ptr + row)
+            given_high = tl.load(crow_ptr + row + 1)
+            invalid += ((given_low != low) | (given_high != high)).to(tl.int32)
             for begin in range(low, high, BLOCK):
                 entry = begin + tl.arange(0, BLOCK)
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
-                total += tl.load(inverse_frequency_ptr + column, mask=entry < high, other=0.0)
-        else:
+                before = tl.load(col_ptr + entry - 1, mask=(entry > low) & (entry < high), other=-1)
+                inside = (column >= 0) & (column < num_labels)
+                invalid += ((entry < high) & ((inside == 0) | (before >= column))).to(tl.int32)
+                if REBALANCED:
+                    total += tl.load(inverse_frequency_ptr + column, mask=(entry < high) & inside, other=0.0)
+    if REBALANCED:
+        if not (HAS_ROW_SUM or CSR):
             for begin in range(0, num_labels, BLOCK):
                 column = begin + tl.arange(0, BLOCK)
                 raw = tl.load(targets_ptr + row * targets_stride + column, mask=column < num_labels, other=0)
                 inverse = tl.load(inverse_frequency_ptr + column, mask=column < num_labels, other=0.0)
-                total += tl.where(raw != 0, inverse, 0.0)
+                # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
+                total += tl.where(raw == 1, inverse, 0.0)
         # No labels: minus infinity, which the weight takes as r = infinity.
-        tl.store(row_rate_ptr + row, (1.0 / tl.sum(total)) * (-BETA * LOG2E))
+        tl.store(weight_slope_ptr + row, (1.0 / tl.sum(total)) * (-BETA * LOG2E))
     if CSR:
         SOME: tl.constexpr = 32
         TILES: tl.constexpr = 128
@@ -113,6 +139,6 @@ def row_terms_kernel(
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
                 is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
                 before += tl.sum(is_before.to(tl.int32), axis=1)
-            tl.store(
-                first_ptr + row * (num_tiles + 1) + boundary, (low + before).to(tl.int32), mask=boundary <= num_tiles
-            )
+            offset = (low + before).to(tl.int32)
+            offset = tl.where((boundary == 0) & (tl.sum(invalid) > 0), -1, offset)
+            tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, offset, mask=boundary <= num_tiles)

@@ -42,7 +42,7 @@ def compute_and_store(
     y,
     shift,
     inverse_frequency,
-    row_rate,
+    weight_slope,
     weight,
     positive_slope,
     negative_slope,
@@ -73,8 +73,8 @@ def compute_and_store(
     gradient_at: where the gradient goes; None unless wanted.
     """
     value, dz = balanced_element(
-        z, y, shift, inverse_frequency, row_rate, weight, positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED,
-        HAS_WEIGHT, EXACT, PTX,
+        z, y, shift, inverse_frequency, weight_slope, weight, positive_slope, negative_slope, SPEC, HAS_BIAS,
+        REBALANCED, HAS_WEIGHT, EXACT, PTX,
     )  # fmt: skip
     if HAS_MASK:
         kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
@@ -93,39 +93,49 @@ def compute_and_store(
 # Sizes are not specialised: a batch of one row, or of 16, is no other kernel.
 @triton.jit(
     do_not_specialize=[
-        "num_rows", "num_labels", "logits_stride", "targets_stride", "mask_stride", "gradient_stride", "num_tiles",
-        "num_main", "num_programs", "rows_each",
+        "num_rows", "num_labels", "num_ids", "logits_stride", "targets_stride", "mask_stride", "gradient_stride",
+        "num_tiles", "num_main", "num_programs", "rows_each",
     ]
 )  # fmt: skip
 def logits_loss_kernel(
+    # Inputs: logits [N, C]; targets [N, C], or crow [N + 1], col [num_ids] and tile_offsets [N, num_tiles + 1].
     logits_ptr,
     targets_ptr,
     crow_ptr,
     col_ptr,
-    first_ptr,
+    tile_offsets_ptr,
+    # Constants of the labels [C] and of the rows [N]; mask [N, C].
     bias_ptr,
     inverse_frequency_ptr,
     label_weight_ptr,
-    row_rate_ptr,
+    weight_slope_ptr,
     row_weight_ptr,
     mask_ptr,
+    # The upstream gradient, of no dimensions or [N, C].
     upstream_ptr,
+    # Outputs: value, of no dimensions or [N, C]; gradient [N, C]. Scratch: partial [programs + teams], counters
+    # [1 + teams].
     value_ptr,
     gradient_ptr,
     partial_ptr,
-    counter_ptr,
+    counters_ptr,
+    # Shapes and strides, in elements.
     num_rows,
     num_labels,
+    num_ids,
     logits_stride,
     targets_stride,
     mask_stride,
     gradient_stride,
+    # The plan: see the docstring.
     num_tiles,
     num_main,
     num_programs,
     rows_each,
+    # The factor on sum and gradient, in two parts for float64.
     scale,
     scale_rest,
+    # Constants of the compiled kernel.
     SPEC: tl.constexpr,
     WANT_VALUE: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
@@ -152,7 +162,6 @@ def logits_loss_kernel(
     Few tiles have a label: those that have none take a shorter way.
 
     WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
-    scale + scale_rest: the factor on sum and gradient, in two parts for float64.
     """
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
@@ -195,7 +204,7 @@ def logits_loss_kernel(
             gradient_at = gradient_ptr + (first_row * gradient_stride + P - 1) // P * P + offset
             gradient_hop = tl.multiple_of(PERIOD * gradient_stride, P).to(tl.int64)
         if CSR:
-            targets_at = first_ptr + first_row * (num_tiles + 1) + tile
+            targets_at = tile_offsets_ptr + first_row * (num_tiles + 1) + tile
             targets_hop = PERIOD * (num_tiles + 1)
         elif ALIGNED_TARGETS:
             targets_at = targets_ptr + (first_row * targets_stride + P - 1) // P * P + offset
@@ -206,7 +215,7 @@ def logits_loss_kernel(
         for step in range(num_here):
             row = first_row + step * PERIOD
             z = tl.load(logits_at, mask=inside, other=float("-inf")).to(COMPUTE)
-            rate = tl.load(row_rate_ptr + row) if REBALANCED else 0.0
+            weight_slope = tl.load(weight_slope_ptr + row) if REBALANCED else 0.0
             weight = label_weight
             if HAS_ROW_WEIGHT:
                 weight *= tl.load(row_weight_ptr + row)
@@ -220,17 +229,18 @@ def logits_loss_kernel(
             if has_label:
                 if CSR:
                     y = tile_labels(col_ptr, low, high, head + start, group, lane, P)
+                    z = tl.where(low < 0, float("nan"), z)
                 else:
                     y, z = dense_label(raw, z)
                 value = compute_and_store(
-                    z, y, shift, inverse, rate, weight, positive_slope, negative_slope, unit, row, column, gradient_at,
-                    inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE, WANT_GRADIENT,
-                    UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
+                    z, y, shift, inverse, weight_slope, weight, positive_slope, negative_slope, unit, row, column,
+                    gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
+                    WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
                 total += tl.sum(value, axis=1)
             else:
                 value = compute_and_store(
-                    z, None, shift, inverse, rate, weight, positive_slope, negative_slope, unit, row, column,
+                    z, None, shift, inverse, weight_slope, weight, positive_slope, negative_slope, unit, row, column,
                     gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
                     WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
@@ -250,26 +260,26 @@ def logits_loss_kernel(
         valid = (rows < num_rows) & (columns < end)
         logits = tl.load(logits_ptr + rows * logits_stride + columns, mask=valid, other=float("-inf")).to(COMPUTE)
         if CSR:
-            labels = search_label(crow_ptr, col_ptr, rows, columns, valid)
+            labels = search_label(crow_ptr, col_ptr, rows, columns, valid, num_ids)
         else:
             raw = tl.load(targets_ptr + rows * targets_stride + columns, mask=valid, other=0)
             labels, logits = dense_label(raw, logits)
         shifts = load_shift(bias_ptr + columns, valid, SPEC) if HAS_BIAS else 0.0
         inverses = tl.load(inverse_frequency_ptr + columns, mask=valid, other=1.0) if REBALANCED else 0.0
-        rates = tl.load(row_rate_ptr + rows, mask=valid, other=0.0) if REBALANCED else 0.0
+        weight_slopes = tl.load(weight_slope_ptr + rows, mask=valid, other=0.0) if REBALANCED else 0.0
         weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
         if HAS_ROW_WEIGHT:
             weights *= tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
         fringe_at = gradient_ptr + rows * gradient_stride + columns if WANT_GRADIENT else None
         values = compute_and_store(
-            logits, labels, shifts, inverses, rates, weights, positive_slope, negative_slope, unit, rows, columns,
-            fringe_at, valid, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
+            logits, labels, shifts, inverses, weight_slopes, weights, positive_slope, negative_slope, unit, rows,
+            columns, fringe_at, valid, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
             WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
         )  # fmt: skip
         subtotal = tl.sum(values)
 
     if WANT_VALUE == "sum":
-        finish_sum(partial_ptr, counter_ptr, value_ptr, subtotal, factor * unit, num_programs, TEAM)
+        finish_sum(partial_ptr, counters_ptr, value_ptr, subtotal, factor * unit, num_programs, TEAM)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_labels", "stride"])

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_balanced_loss.backends import select
-
 # Before triton is imported anywhere: without a GPU the kernels are run by the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -22,21 +20,11 @@ def device():
 
 
 @pytest.fixture
-def impl(request, device, monkeypatch):
-    """What to pass as ``impl``; "cpp" is "auto" with every problem large enough for the C++ kernel."""
-    if request.param != "cpp":
-        return request.param
-    if device.type != "cpu":
+def impl(request, device):
+    """What to pass as ``impl``."""
+    if request.param == "cpp" and device.type != "cpu":
         pytest.skip("the C++ kernel is for the CPU")
-    monkeypatch.setattr(select, "KERNEL_FROM", 1)
-    # What the kernel does not know takes the uncompiled form, without seconds of compilation.
-    monkeypatch.setattr(select.COMPILED, "failed", {"compile"})
-
-    def fail(which, what, instead, error):
-        raise error
-
-    monkeypatch.setattr(select.COMPILED, "_give_up", fail)
-    return "auto"
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .closed_form import EAGER
 from .cpp_build import library, num_threads, pointer
-from .eager import scale_gradient
-from .flatten import target_tensors
 from .memory import empty
 from .problem import Problem
 
-__all__ = ["gradient", "scale_gradient", "unsupported", "value", "value_and_gradient"]
+scale_gradient = EAGER.scale_gradient
 
 _LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116}
 _TARGETS = {torch.bool: 8, torch.uint8: 8, torch.float32: 32}
@@ -41,9 +40,17 @@ def unsupported(problem: Problem) -> str | None:
         return "a probability margin"
     if any(gamma not in (0, 1, 2) for gamma in spec.gammas):
         return "gamma other than 0, 1 and 2"
-    if problem.terms.inverse_frequency is not None and spec.beta * spec.mu > _LARGEST_EXPONENT:
+    if problem.labels.inverse_frequency is not None and spec.beta * spec.mu > _LARGEST_EXPONENT:
         return f"beta * mu > {_LARGEST_EXPONENT:g}"
     return None
+
+
+def unavailable(problem: Problem) -> str | None:
+    return unsupported(problem)
+
+
+def prepare(problem: Problem) -> Problem:
+    return problem
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
@@ -66,12 +73,12 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
 
 
 def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tensor:
-    spec, logits, targets, terms = problem.spec, problem.logits, problem.targets, problem.terms
+    spec, logits, labels = problem.spec, problem.logits, problem.labels
     rows, columns = logits.shape
     loss = torch.empty((), dtype=torch.float32)
-    dense, crow, col = target_tensors(targets)
+    dense, crow, col = problem.target_tensors()
     form = _CSR if dense is None else _TARGETS[dense.dtype]
-    terms_present = (terms.bias is not None, terms.inverse_frequency is not None, terms.weight is not None)
+    terms_present = (labels.bias is not None, labels.inverse_frequency is not None, labels.weight is not None)
     _kernel(name, spec.gammas, terms_present, logits.dtype, form)(
         logits.data_ptr(),
         logits.stride(0),
@@ -85,9 +92,9 @@ def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tenso
         pointer(col),
         pointer(problem.row_sum),
         pointer(problem.row_weight),
-        pointer(terms.bias),
-        pointer(terms.inverse_frequency),
-        pointer(terms.weight),
+        pointer(labels.bias),
+        pointer(labels.inverse_frequency),
+        pointer(labels.weight),
         spec.lam,
         spec.alpha,
         spec.beta,

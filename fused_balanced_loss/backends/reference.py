@@ -1,91 +1,88 @@
-"""The equations read literally: the oracle. Slow, any device, float64 for float64 logits, else float32."""
+"""The equations read literally, forward only: autograd does the rest. The oracle that the implementations are held to.
+
+It shares no code with them, is slow, and runs on any device, in float64 for float64 logits and float32 for all others.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..targets import SparseTargets, check_binary
+from ..targets import SparseTargets
 from .problem import Problem
 
-
-def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
-    """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
-    loss, _ = _elements(problem)
-    return loss if reduction == "none" else loss.sum() * scale
+# Takes the place of infinity in the equations. Every product with it is finite, and the sigmoid of it is 0 or 1.
+_LARGE = 1e30
 
 
-def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
-    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
-    _, dz = _elements(problem)
-    return (dz * (upstream.to(dz.dtype) * scale)).to(problem.logits.dtype)
+class _Finite(torch.autograd.Function):
+    """Infinities become large numbers; the derivative by the number stands for the limit of the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clamp(-_LARGE, _LARGE)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return upstream
 
 
-def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
-    loss, dz = _elements(problem)
-    dz = (dz * scale).to(problem.logits.dtype)
-    return loss.sum() * scale, dz if out is None else out.copy_(dz)
-
-
-def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
-    """Multiplies ``gradient`` in place by ``upstream`` (no dimension)."""
-    gradient.mul_(upstream)
-
-
-def _elements(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Loss and its derivative by the logit, [N, C] each (Huang et al., 2021, equations 1 to 10)."""
-    spec = problem.spec
+def loss(problem: Problem) -> Tensor:
+    """Loss [N, C] of each element, differentiable by the logits (Huang et al., EMNLP 2021, equations 1 to 10)."""
+    spec, statistics = problem.spec, problem.statistics
     z = problem.logits.double() if problem.logits.dtype == torch.float64 else problem.logits.float()
-    dense = problem.targets
-    if isinstance(dense, SparseTargets):
-        dense = dense.to_dense(torch.bool)
-    check_binary(dense)
-    y = dense != 0
-    n = None if problem.terms.counts is None else problem.terms.counts.to(z.dtype)
-    ones = torch.ones_like(z)
+    finite: Tensor = _Finite.apply(z)
+    targets = problem.targets.to_dense(torch.bool) if isinstance(problem.targets, SparseTargets) else problem.targets
+    y = targets == 1
+    # The constants are rounded once, to the dtype of the result: N_train - n must not be.
+    n = None if statistics is None else statistics.clamped_counts.to(z.device)
 
-    v = torch.zeros_like(z)
-    if n is not None and spec.kappa:
-        v = v + spec.kappa * torch.log(problem.num_samples / n - 1)
-    t = torch.where(y, z - v, -spec.lam * (z - v))
-    dt_dz = torch.where(y, ones, -spec.lam * ones)
-
-    w = ones
-    if n is not None and spec.weighting == "rebalanced":
-        row_sum = torch.where(y, 1 / n, 0.0).sum(1, keepdim=True)
-        if problem.row_sum is not None:
-            row_sum = problem.row_sum[:, None].to(z.dtype)
-        r = (1 / n) / row_sum
-        w = spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu))
-    elif problem.terms.weight is not None and n is not None:
-        w = w * _label_weight(n.double(), spec.weighting, spec.beta_cb).to(z.dtype)
-    if problem.row_weight is not None:
-        w = w * problem.row_weight[:, None]
-    s = torch.where(y, ones * spec.positive_factor, ones * (spec.negative_factor / spec.lam))
-
-    gamma = torch.where(y, ones * spec.gammas[0], ones * spec.gammas[1])
-    p, q = torch.sigmoid(t), torch.sigmoid(-t)
-    nll = torch.logaddexp(-t, torch.zeros_like(t))
-    p_nll = torch.where(p > 0, p * nll, 0.0)
-    loss = s * w * q**gamma * nll
-    dt = -s * w * q**gamma * (gamma * p_nll + q)
+    v = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+    if statistics is not None and n is not None and spec.kappa:
+        v = spec.kappa * torch.log((statistics.num_samples - n) / n)
+    margin = finite - v.to(z.dtype)
+    t = torch.where(y, margin, -spec.lam * margin)
+    nll = torch.nn.functional.softplus(-t)
+    # (1 - p)**gamma as exp(gamma * log(1 - p)), whose derivative is finite where 1 - p is 0.
+    gamma, gamma_negative = spec.gammas
+    focal = torch.exp(-_by_class(y, gamma, gamma_negative, z) * torch.nn.functional.softplus(t))
+    element = focal * nll
     if spec.probability_margin:
-        shifted = (q - spec.probability_margin).clamp(min=0)
-        nll_m = -torch.log1p(-shifted)
-        # d loss / d shifted, times d shifted / dt = -p q where it is not clamped.
-        ratio = torch.where(shifted > 0, nll_m / shifted, 1.0)
-        slope = shifted**gamma * (gamma * ratio + 1 / (1 - shifted))
-        loss = torch.where(y, loss, s * w * shifted**gamma * nll_m)
-        dt = torch.where(y, dt, torch.where(shifted > 0, -s * w * slope * p * q, 0.0))
-    dz = dt * dt_dz
-    if problem.label_mask is not None:
-        loss, dz = (torch.where(problem.label_mask, part, 0.0) for part in (loss, dz))
-    return loss, dz
+        excess = torch.sigmoid(-t) - spec.probability_margin
+        # Not `clamp`: it would give a NaN the derivative 0.
+        shifted = torch.where(excess <= 0, torch.zeros_like(excess), excess)
+        element = torch.where(y, element, shifted**gamma_negative * -torch.log1p(-shifted))
+    factor = _by_class(y, spec.positive_factor, spec.negative_factor / spec.lam, z)
+    result = factor * _weight(problem, y, n).to(z.dtype) * element
+
+    wrong = torch.isinf(z) & (t < 0)
+    result = result + torch.where(wrong, math.inf, 0.0).to(z.dtype)
+    if targets.dtype != torch.bool:
+        result = torch.where((targets == 0) | y, result, math.nan)
+    return result if problem.label_mask is None else torch.where(problem.label_mask, result, 0.0)
 
 
-def _label_weight(n: Tensor, weighting: str, beta: float) -> Tensor:
-    if weighting == "class_balanced":
-        return (1 - beta) / (1 - beta**n)
-    weight = 1 / n if weighting == "inverse_frequency" else 1 / n.sqrt()
-    return weight / weight.mean()
+def _by_class(y: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:
+    return torch.where(y, like.new_full((), positive), like.new_full((), negative))
+
+
+def _weight(problem: Problem, y: Tensor, n: Tensor | None) -> Tensor:
+    """Weight of each element, float64, [N, C] or what broadcasts to it."""
+    spec = problem.spec
+    w = torch.ones(y.shape, dtype=torch.float64, device=y.device)
+    if problem.row_weight is not None:
+        w = w * problem.row_weight[:, None].double()
+    if n is None or spec.weighting == "none" or spec.pooling != "label":
+        return w
+    if spec.weighting == "rebalanced":
+        r = (1 / n) / torch.where(y, 1 / n, 0.0).sum(1, keepdim=True)
+        return w * (spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu)))
+    if spec.weighting == "class_balanced":
+        # -expm1(n log(beta)) is 1 - beta**n without the cancellation near beta = 1.
+        log_beta = math.log(spec.beta_cb) if spec.beta_cb else -math.inf
+        return w * ((1 - spec.beta_cb) / -torch.expm1(n * log_beta))
+    inverse = 1 / n if spec.weighting == "inverse_frequency" else 1 / n.sqrt()
+    return w * (inverse / inverse.mean())

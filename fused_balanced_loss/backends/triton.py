@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import NamedTuple
 
@@ -11,15 +12,13 @@ from torch import Tensor
 from ..kernels.labels import row_terms_kernel
 from ..kernels.logits_loss import logits_loss_kernel, scale_kernel
 from ..spec import LossSpec
-from ..targets import SparseTargets
-from .flatten import target_tensors
-from .problem import Problem, compute_dtype
-from .select import interpreting
+from . import device
+from .problem import Problem, RowTerms, compute_dtype, gradient_like
 
 # Rows narrower than this many elements are not worth a fringe.
 _NARROW = 256
-# A program is one warp: few of its tiles have a label, and all of it goes one way. 8 elements a thread are 16 bytes of
-# half precision.
+# A program is one warp: few tiles hold a positive, so a warp rarely diverges. 8 elements a thread are 16 bytes of half
+# precision, one access.
 WARP_SIZE = 64 if torch.version.hip else 32
 _THREAD = 8
 TILE = _THREAD * WARP_SIZE
@@ -27,19 +26,6 @@ TILE = _THREAD * WARP_SIZE
 FRINGE = 64
 # Programs whose sums one of them adds up: all of them at one counter would queue.
 TEAM = 128
-
-
-class RowTerms(NamedTuple):
-    """What the first launch leaves for the second and for the backward.
-
-    row_rate: [N], -beta * log2(e) / (sum of 1/n over the row's labels); empty unless rebalanced.
-    first: int32 [N, tiles + 1], where in ``col`` each tile's labels begin; empty for dense targets.
-    counter: int32 [1 + teams of programs], zeros.
-    """
-
-    row_rate: Tensor
-    first: Tensor
-    counter: Tensor
 
 
 class _Layout(NamedTuple):
@@ -51,37 +37,35 @@ class _Layout(NamedTuple):
     num_tiles: int
 
 
+def prepare(problem: Problem) -> Problem:
+    """The problem with the terms of its rows, which the forward and the backward share."""
+    return problem._replace(row_terms=_row_terms(problem))
+
+
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
-    rows = _row_terms(problem)
-    problem.saved["row_terms"] = rows
-    loss, _ = _launch(problem, rows, "elements" if reduction == "none" else "sum", scale)
+    loss, _ = _launch(problem, "elements" if reduction == "none" else "sum", scale)
     return loss
 
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
-    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
-    rows = problem.saved.get("row_terms")
-    if rows is None:
-        rows = _row_terms(problem)
-    _, dz = _launch(problem, rows, "", scale, upstream=upstream, gradient=like_logits(problem.logits))
-    return dz
+    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimensions, or [N, C])."""
+    _, gradient = _launch(problem, "", scale, upstream=upstream, gradient=gradient_like(problem.logits))
+    return gradient
 
 
 def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
-    rows = _row_terms(problem)
-    problem.saved["row_terms"] = rows
-    gradient = like_logits(problem.logits) if out is None else out
-    return _launch(problem, rows, "sum", scale, gradient=gradient)
+    return _launch(problem, "sum", scale, gradient=gradient_like(problem.logits) if out is None else out)
 
 
 def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
-    """Multiplies ``gradient`` in place by ``upstream`` (no dimension); the device finds out whether that is 1."""
+    """Multiplies ``gradient`` in place by ``upstream`` (no dimensions); the device finds out whether that is 1."""
     num_rows, num_labels = gradient.shape
     block = 1024
-    programs = min(num_rows * -(-num_labels // block), 4 * _num_processors(gradient.device))
-    scale_kernel[(programs,)](gradient, upstream, num_rows, num_labels, gradient.stride(0), BLOCK=block)
+    programs = min(num_rows * -(-num_labels // block), 4 * device.num_processors(gradient.device))
+    with device.guard(gradient.device):
+        scale_kernel[(programs,)](gradient, upstream, num_rows, num_labels, gradient.stride(0), BLOCK=block)
 
 
 def layout(num_labels: int, logits_stride: int, itemsize: int, warp_size: int = WARP_SIZE) -> _Layout:
@@ -109,132 +93,119 @@ def _num_teams(num_programs: int) -> int:
     return -(-num_programs // TEAM)
 
 
-def _num_processors(device: torch.device) -> int:
-    return 8 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _use_ptx(logits: Tensor) -> bool:
-    return logits.is_cuda and torch.version.hip is None and logits.dtype != torch.float64 and not interpreting()
-
-
-def like_logits(logits: Tensor) -> Tensor:
-    """Memory for the gradient, its rows aligned as those of the logits."""
-    num_rows, num_labels = logits.shape
-    vector = 16 // logits.element_size()
-    stride = num_labels + (logits.stride(0) - num_labels) % vector
-    if stride == num_labels:
-        return torch.empty_like(logits, memory_format=torch.contiguous_format)
-    return logits.new_empty(num_rows, stride)[:, :num_labels]
-
-
 def _row_terms(problem: Problem) -> RowTerms:
-    logits, targets, terms = problem.logits, problem.targets, problem.terms
-    csr, rebalanced = isinstance(targets, SparseTargets), terms.inverse_frequency is not None
-    dtype = compute_dtype(logits.dtype)
-    row_rate = torch.empty(len(logits) if rebalanced else 0, dtype=dtype, device=logits.device)
-    cut = layout(logits.shape[1], logits.stride(0), logits.element_size())
-    _, _, num_programs = grid(len(logits), cut, _num_processors(logits.device))
+    logits, labels = problem.logits, problem.labels
+    dense, crow, col = problem.target_tensors()
+    csr, rebalanced = dense is None, labels.inverse_frequency is not None
+    num_rows, num_labels = logits.shape
+    cut = layout(num_labels, logits.stride(0), logits.element_size())
+    _, _, num_programs = grid(num_rows, cut, device.num_processors(logits.device))
     num_counters = 1 + _num_teams(num_programs)
+    weight_slope = logits.new_empty(num_rows if rebalanced else 0, dtype=compute_dtype(logits.dtype))
     if not (csr or rebalanced):
-        counter = row_rate.new_zeros(num_counters, dtype=torch.int32)
-        return RowTerms(row_rate, row_rate.new_empty(0, dtype=torch.int32), counter)
-    first = row_rate.new_empty((len(logits) * (cut.num_tiles + 1)) if csr else 0, dtype=torch.int32)
-    counter = row_rate.new_empty(num_counters, dtype=torch.int32)
-    dense, crow, col = target_tensors(targets)
-    row_terms_kernel[(len(logits),)](
-        dense,
-        crow,
-        col,
-        terms.inverse_frequency,
-        problem.row_sum,
-        row_rate,
-        first,
-        counter,
-        logits.shape[1],
-        0 if dense is None else dense.stride(0),
-        logits.stride(0),
-        cut.num_tiles,
-        num_counters,
-        BETA=problem.spec.beta,
-        CSR=csr,
-        REBALANCED=rebalanced,
-        HAS_ROW_SUM=problem.row_sum is not None,
-        TILE=cut.vector * cut.group,
-        P=cut.vector,
-        BLOCK=64 if csr else 1024,
-    )
-    return RowTerms(row_rate, first, counter)
+        counters = logits.new_zeros(num_counters, dtype=torch.int32)
+        return RowTerms(weight_slope, counters[:0], counters)
+    tile_offsets = logits.new_empty(num_rows * (cut.num_tiles + 1) if csr else 0, dtype=torch.int32)
+    counters = logits.new_empty(num_counters, dtype=torch.int32)
+    with device.guard(logits.device):
+        row_terms_kernel[(num_rows,)](
+            dense,
+            crow,
+            col,
+            labels.inverse_frequency,
+            problem.row_sum,
+            weight_slope,
+            tile_offsets,
+            counters,
+            num_labels,
+            0 if col is None else len(col),
+            0 if dense is None else dense.stride(0),
+            logits.stride(0),
+            cut.num_tiles,
+            num_counters,
+            BETA=problem.spec.beta,
+            CSR=csr,
+            REBALANCED=rebalanced,
+            HAS_ROW_SUM=problem.row_sum is not None,
+            TILE=cut.vector * cut.group,
+            P=cut.vector,
+            BLOCK=64 if csr else 1024,
+        )
+    return RowTerms(weight_slope, tile_offsets, counters)
 
 
 def _launch(
     problem: Problem,
-    rows: RowTerms,
     want_value: str,
     scale: float,
     *,
     upstream: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    logits, terms = problem.logits, problem.terms
+    logits, labels = problem.logits, problem.labels
+    row_terms = problem.row_terms or _row_terms(problem)
     num_rows, num_labels = logits.shape
     cut = layout(num_labels, logits.stride(0), logits.element_size())
-    rows_each, num_main, num_programs = grid(num_rows, cut, _num_processors(logits.device))
-    dense, crow, col = target_tensors(problem.targets)
+    rows_each, num_main, num_programs = grid(num_rows, cut, device.num_processors(logits.device))
+    dense, crow, col = problem.target_tensors()
     dtype = compute_dtype(logits.dtype)
     value = logits.new_empty((num_rows, num_labels) if want_value == "elements" else (), dtype=dtype)
     partial = value.new_empty(num_programs + _num_teams(num_programs)) if want_value == "sum" else None
     if upstream is not None and upstream.dim():
         upstream = upstream.contiguous()
-    single = torch.tensor(scale, dtype=torch.float32).item() if dtype == torch.float64 else scale
+    # The launcher takes numbers as float32.
+    single = ctypes.c_float(scale).value if dtype == torch.float64 else scale
     mask = problem.label_mask
-    logits_loss_kernel[(num_programs,)](
-        logits,
-        dense,
-        crow,
-        col,
-        rows.first,
-        terms.bias,
-        terms.inverse_frequency,
-        terms.weight,
-        rows.row_rate,
-        problem.row_weight,
-        mask,
-        upstream,
-        value,
-        gradient,
-        partial,
-        rows.counter,
-        num_rows,
-        num_labels,
-        logits.stride(0),
-        0 if dense is None else dense.stride(0),
-        0 if mask is None else mask.stride(0),
-        0 if gradient is None else gradient.stride(0),
-        cut.num_tiles,
-        num_main,
-        num_programs,
-        rows_each,
-        single,
-        scale - single,
-        SPEC=kernel_spec(problem.spec),
-        WANT_VALUE=want_value,
-        WANT_GRADIENT=gradient is not None,
-        UPSTREAM="" if upstream is None else "elements" if upstream.dim() else "scalar",
-        CSR=dense is None,
-        HAS_BIAS=terms.bias is not None,
-        REBALANCED=terms.inverse_frequency is not None,
-        HAS_LABEL_WEIGHT=terms.weight is not None,
-        HAS_ROW_WEIGHT=problem.row_weight is not None,
-        HAS_MASK=mask is not None,
-        ALIGNED_TARGETS=dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
-        PTX=_use_ptx(logits),
-        PERIOD=cut.period,
-        P=cut.vector,
-        G=cut.group,
-        FRINGE=FRINGE,
-        TEAM=TEAM,
-        num_warps=1,
-    )
+    with device.guard(logits.device):
+        logits_loss_kernel[(num_programs,)](
+            logits,
+            dense,
+            crow,
+            col,
+            row_terms.tile_offsets,
+            labels.bias,
+            labels.inverse_frequency,
+            labels.weight,
+            row_terms.weight_slope,
+            problem.row_weight,
+            mask,
+            upstream,
+            value,
+            gradient,
+            partial,
+            row_terms.counters,
+            num_rows,
+            num_labels,
+            0 if col is None else len(col),
+            logits.stride(0),
+            0 if dense is None else dense.stride(0),
+            0 if mask is None else mask.stride(0),
+            0 if gradient is None else gradient.stride(0),
+            cut.num_tiles,
+            num_main,
+            num_programs,
+            rows_each,
+            single,
+            scale - single,
+            SPEC=kernel_spec(problem.spec),
+            WANT_VALUE=want_value,
+            WANT_GRADIENT=gradient is not None,
+            UPSTREAM="" if upstream is None else "elements" if upstream.dim() else "scalar",
+            CSR=dense is None,
+            HAS_BIAS=labels.bias is not None,
+            REBALANCED=labels.inverse_frequency is not None,
+            HAS_LABEL_WEIGHT=labels.weight is not None,
+            HAS_ROW_WEIGHT=problem.row_weight is not None,
+            HAS_MASK=mask is not None,
+            ALIGNED_TARGETS=dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
+            PTX=logits.dtype != torch.float64 and device.has_ptx(logits.device),
+            PERIOD=cut.period,
+            P=cut.vector,
+            G=cut.group,
+            FRINGE=FRINGE,
+            TEAM=TEAM,
+            num_warps=1,
+        )
     return value, logits if gradient is None else gradient
 
 
@@ -246,11 +217,3 @@ def grid(num_rows: int, cut: _Layout, num_processors: int) -> tuple[int, int, in
     num_main = cut.num_tiles * (blocks * cut.period + min(rest, cut.period))
     fringe_lanes = num_rows * 2 * cut.vector if cut.vector > 1 else 0
     return rows_each, num_main, num_main + -(-fringe_lanes // FRINGE)
-
-
-def operator(problem: Problem, reduction: str, scale: float) -> Tensor:
-    """``value`` as one operator that torch.compile does not look into, differentiable."""
-    # It launches through this module.
-    from .triton_operator import operator
-
-    return operator(problem, reduction, scale)

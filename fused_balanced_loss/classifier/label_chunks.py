@@ -7,52 +7,49 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..backends.problem import LabelTerms, Problem, sparse_row_sum
+from ..backends import device
+from ..backends.constants import row_sums
+from ..backends.problem import LabelConstants, Problem
 from ..targets import SparseTargets
 
 
 class LabelChunks:
     """Chunks of at most ``size`` labels of the labels [first, first + num_labels) of a problem.
 
-    The problem's logits are not looked at; its targets, terms and mask are those of all labels.
+    The problem's logits are not looked at; its targets, constants and mask are those of all labels.
+
+    Raises:
+        ValueError: on the CPU, for label ids that are out of range, out of order or repeated.
     """
 
     def __init__(self, problem: Problem, size: int, first: int, num_labels: int) -> None:
-        self._problem = problem._replace(row_sum=_row_sum(problem), saved={})
+        targets, inverse_frequency = problem.targets, problem.labels.inverse_frequency
+        if isinstance(targets, SparseTargets) and device.kind(targets.device) == "cpu":
+            targets.check()
+        if inverse_frequency is not None:
+            problem = problem._replace(row_sum=row_sums(targets, inverse_frequency))
+        self.problem = problem
+        self.size = size
         self._bounds = [
             (start, min(start + size, first + num_labels)) for start in range(first, first + num_labels, size)
         ]
-        self._first, self._size = first, size
-        targets = problem.targets
+        self._first = first
         self._sparse = _sparse_chunks(targets, self._bounds, first, size) if isinstance(targets, SparseTargets) else []
 
     def __iter__(self) -> Iterator[tuple[slice, Problem]]:
         """Which rows of the classifier's weight a chunk takes, and its problem, without logits."""
         for number, (start, stop) in enumerate(self._bounds):
-            labels, problem = slice(start, stop), self._problem
+            labels, problem = slice(start, stop), self.problem
             targets = problem.targets[:, labels] if isinstance(problem.targets, Tensor) else self._sparse[number]
             mask = problem.label_mask
             yield (
                 slice(start - self._first, stop - self._first),
                 problem._replace(
                     targets=targets,
-                    terms=LabelTerms(*(None if term is None else term[labels] for term in problem.terms)),
+                    labels=LabelConstants(*(None if part is None else part[labels] for part in problem.labels)),
                     label_mask=None if mask is None else mask[:, labels],
-                    saved={},
                 ),
             )
-
-
-def _row_sum(problem: Problem) -> Tensor | None:
-    """Each row's sum of 1/n over its labels, chunk or none; None where the loss needs none."""
-    inverse, targets = problem.terms.inverse_frequency, problem.targets
-    if inverse is None or problem.row_sum is not None:
-        return problem.row_sum
-    if isinstance(targets, SparseTargets):
-        return sparse_row_sum(targets, inverse)
-    # Some rows at a time: the product is as large as the logits.
-    rows = max(1, (1 << 18) // len(inverse))
-    return torch.cat([((part != 0) * inverse).sum(1) for part in targets.split(rows)])
 
 
 def _sparse_chunks(targets: SparseTargets, bounds: list[tuple[int, int]], first: int, size: int) -> list[SparseTargets]:

@@ -15,7 +15,8 @@ from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from ..statistics_module import StatisticsModule
 from ..targets import SparseTargets
-from .functional import LinearGradientMode, check_linear_settings, linear_balanced_loss
+from .arguments import LinearGradientMode, check_linear_settings
+from .functional import linear_balanced_loss
 from .prediction import LabelsAbove, TopLabels, predict_above, predict_topk
 
 

@@ -1,4 +1,7 @@
-"""Classifier and loss as one operator that torch.compile does not look into, with its fake and its derivative."""
+"""Classifier and loss as one operator that torch.compile does not look into, with its fake and its derivative.
+
+As in ``backends.operator``, no number among the arguments changes from step to step.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.flatten import NUM_ARGUMENTS, SCHEMA, flatten, unflatten
-from ..backends.problem import compute_dtype
-from ..backends.select import select
-from .chunked_pass import Gradients
-from .functional import Call, finish
+from ..backends.operator import mean_scale
+from ..backends.problem import NUM_ARGUMENTS, SCHEMA, Problem, compute_dtype, from_arguments, to_arguments
+from .autograd import finish, weight_factor
+from .chunked_pass import ChunkedPass, Gradients
 
 
-def operator(features: Tensor, weight: Tensor, bias: Tensor | None, call: Call, impl: str) -> Tensor:
-    """``call``'s loss, differentiable. The gradients are made in the same pass."""
+def operator(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    problem: Problem,
+    reduction: str,
+    impl: str,
+    chunk_size: int | None,
+    own_labels: tuple[int, int],
+    num_labels: int,
+) -> Tensor:
+    """The loss, differentiable by features, weight and bias, whose gradients are made in the same pass.
+
+    num_labels: C, of which the weight's rows are ``own_labels``.
+    """
     wants = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (features, weight, bias)]
-    flat = flatten(call.problem._replace(logits=features))
+    arguments = to_arguments(problem._replace(logits=features))
+    dtype = problem.logits.dtype
+    loss: Tensor
     loss, *_ = linear_operator(
-        *flat, weight, bias, call.chunk_size, call.first_label, call.num_labels, call.scale, call.dtype, impl, wants
+        *arguments, weight, bias, reduction, impl, chunk_size, *own_labels, num_labels, dtype, wants
     )
     return loss
 
 
-def _call(arguments: tuple[Any, ...]) -> tuple[Call, Tensor, Tensor, Tensor | None, tuple[bool, bool, bool]]:
-    flat, rest = arguments[:NUM_ARGUMENTS], arguments[NUM_ARGUMENTS:]
-    weight, bias, chunk_size, first_label, num_labels, scale, dtype, impl, wants = rest
+def _loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    flat, (weight, bias, reduction, impl, chunk_size, first_label, num_own, num_labels, dtype, wants) = (
+        arguments[:NUM_ARGUMENTS],
+        arguments[NUM_ARGUMENTS:],
+    )
     features: Tensor = flat[0]
-    problem = unflatten(flat, num_labels)
-    backend = select(impl, features.device, len(features) * len(weight))
-    call = Call(problem, backend, chunk_size, first_label, num_labels, scale, dtype)
-    return call, features, weight, bias, (wants[0], wants[1], wants[2])
-
-
-def _loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call, features, weight, bias, wants = _call(arguments)
-    loss, gradients = call.run(features, weight, bias, wants)
+    problem = from_arguments(flat, num_labels)._replace(logits=features.new_empty(0, dtype=dtype))
+    scale = mean_scale(reduction, problem.label_mask, len(features) * num_labels)
+    shape = (len(features), features.shape[1])
+    chunked = ChunkedPass(problem, impl, chunk_size, shape, (first_label, num_own), scale)
+    loss, gradients = chunked.run(features, weight, bias, wants=(wants[0], wants[1], wants[2]))
     nothing = loss.new_empty(0)
     d_features, d_weight, d_bias = (nothing.clone() if part is None else part for part in gradients)
-    return loss, d_features, d_weight, d_bias
+    return loss, torch.full_like(loss, scale), d_features, d_weight, d_bias
 
 
 linear_operator = torch.library.custom_op(
@@ -47,18 +62,20 @@ linear_operator = torch.library.custom_op(
     _loss,
     mutates_args=(),
     schema=(
-        f"({SCHEMA}, Tensor weight, Tensor? classifier_bias, int chunk_size, int first_label, int num_labels, "
-        "float scale, ScalarType dtype, str impl, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor)"
+        f"({SCHEMA}, Tensor weight, Tensor? classifier_bias, str reduction, str impl, SymInt? chunk_size, "
+        "SymInt first_label, SymInt num_own, SymInt num_labels, ScalarType dtype, bool[] wants) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
 )
 
 
 @linear_operator.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     features, (weight, *rest) = arguments[0], arguments[NUM_ARGUMENTS:]
-    dtype, wants = rest[-3], rest[-1]
+    dtype, wants = rest[-2:]
     exact = compute_dtype(dtype)
     return (
+        features.new_empty((), dtype=exact),
         features.new_empty((), dtype=exact),
         features.new_empty(features.shape if wants[0] else 0, dtype=exact),
         weight.new_empty(weight.shape) if wants[1] else features.new_empty(0, dtype=exact),
@@ -69,16 +86,19 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, (_, bias, *rest) = inputs[0], inputs[NUM_ARGUMENTS:]
     ctx.save_for_backward(features, bias, *output[1:])
-    ctx.scale, ctx.wants, ctx.num_inputs = rest[3], rest[-1], len(inputs)
+    ctx.wants, ctx.num_inputs = rest[-1], len(inputs)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    features, bias, *parts = ctx.saved_tensors
+    features, bias, scale, *parts = ctx.saved_tensors
     gradients = Gradients(*(part if want else None for part, want in zip(parts, ctx.wants, strict=True)))
+    made = finish(gradients, upstream, scale, features.dtype, None if bias is None else bias.dtype)
+    d_weight = made.weight
+    if d_weight is not None:
+        d_weight = (d_weight * weight_factor(d_weight, upstream, scale)).to(d_weight.dtype)
     result: list[Tensor | None] = [None] * ctx.num_inputs
-    made = finish(gradients, upstream, ctx.scale, features.dtype, None if bias is None else bias.dtype)
-    result[0], result[NUM_ARGUMENTS : NUM_ARGUMENTS + 2] = made[0], made[1:]
+    result[0], result[NUM_ARGUMENTS], result[NUM_ARGUMENTS + 1] = made.features, d_weight, made.bias
     return tuple(result)
 
 

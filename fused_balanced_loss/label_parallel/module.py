@@ -13,32 +13,17 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ..arguments import Reduction
 from ..backends.select import Impl
+from ..classifier.arguments import LinearGradientMode, check_classifier
 from ..classifier.chunked_pass import default_chunk_size
-from ..classifier.functional import (
-    LinearGradientMode,
-    check_classifier,
-    finish_loss,
-    loss_of_nothing,
-    prepare,
-    run_call,
-)
+from ..classifier.functional import LinearSettings, run
 from ..classifier.module import LinearBalancedLoss
 from ..classifier.prediction import LabelsAbove, TopLabels
-from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from .collectives import (
-    averaged_gradient,
-    check_agreement,
-    check_batch,
-    common_seed,
-    gathered_logits,
-    loss_of_shards,
-    replicated_features,
-    tensor_bytes,
-)
+from .collectives import averaged_gradient, check_agreement, common_seed, tensor_bytes
+from .label_shard import LabelShard
 from .prediction import predict_above, predict_topk
 from .shards import checked_mesh, fill_uniform, local, shard_sizes, sharded
 from .update import ShardUpdate, localize_state, shard_state
@@ -198,72 +183,43 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         targets: Tensor | SparseTargets,
         sample_weight: Tensor | None = None,
         label_mask: Tensor | None = None,
+        ignore_index: float | None = None,
     ) -> Tensor:
         """Loss of features [..., D]; arguments, result and errors as for :func:`linear_balanced_loss`.
 
         Under torch.compile the graph breaks here.
         """
         check_classifier(features, self.weight, self.bias, self.statistics if self.spec.needs_statistics else None)
-        flat = features.reshape(-1, features.shape[-1])
-        shape = (*features.shape[:-1], sum(self._sizes))
         training = self.training and torch.is_grad_enabled()
         update = self.update if training else None
         chunk_size = self.chunk_size
-        if chunk_size is None and update is not None and self.data_mesh is not None:
-            # The ranks' batches may be of different sizes, their messages not.
-            chunk_size = default_chunk_size(flat.shape[1], flat.shape[1], flat.dtype, flat.device)
-        call, divisor = prepare(
-            flat,
-            shape,
-            targets,
-            self.statistics,
-            self.spec,
-            self.reduction,
-            sample_weight,
-            label_mask,
-            chunk_size,
-            self.impl,
-            first_label=self.first_label,
-            num_rows=self._rows,
-        )
-        if training and len(flat) and not self._batch_checked:
-            check_batch(flat, call.problem.targets, self.mesh.get_group())
-            self._batch_checked = True
-        if self.impl == "reference":
-            logits = self.logits(features)
-            return balanced_loss(
-                logits,
-                targets,
-                self.spec,
-                self.statistics,
-                reduction=self.reduction,
-                sample_weight=sample_weight,
-                label_mask=label_mask,
-                impl="reference",
-            )
+        if update is not None and self.data_mesh is not None:
+            if features.shape[:-1].numel() == 0:
+                raise ValueError("features: expected at least one sample on each rank of data_mesh, got none")
+            if chunk_size is None:
+                # The ranks' batches may be of different sizes, their messages not.
+                width = features.shape[-1]
+                chunk_size = default_chunk_size(width, width, features.dtype, features.device)
         weight, bias = self._classifier()
         if update is not None:
             # Older versions of PyTorch make zeros of a gradient that is None, on its way to the DTensor.
             weight = weight.detach().requires_grad_(weight.requires_grad)
             bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
-        if len(flat) == 0:
-            if update is not None and self.data_mesh is not None:
-                raise ValueError("features: expected at least one sample on each rank of data_mesh, got none")
-            return loss_of_nothing(flat, weight, bias, update)
-        group = self.mesh.get_group()
         step = None if update is None else ShardUpdate(self._own(update, weight, bias), self._data_group)
-        loss = run_call(replicated_features(flat, group), weight, bias, call, self.impl, self.gradient, step)
-        loss = loss_of_shards(loss, group)
-        if step is not None:
-            step.loss = loss.detach()
-        return finish_loss(loss, divisor, call.problem.targets)
+        shard = LabelShard(
+            self.first_label, self._sizes, self.mesh.get_group(), step, check=training and not self._batch_checked
+        )
+        settings = LinearSettings(self.spec, self.statistics, self.reduction, chunk_size, self.impl, self.gradient)
+        loss = run(settings, features, weight, bias, targets, sample_weight, label_mask, ignore_index, step, shard)
+        self._batch_checked |= training and features.shape[:-1].numel() > 0
+        return loss
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [..., C], whole, on every rank; all ranks differentiate them alike."""
         weight, bias = self._classifier()
-        flat = replicated_features(features.reshape(-1, features.shape[-1]), self.mesh.get_group()).to(features.dtype)
-        own = nn.functional.linear(flat, weight, bias)
-        return gathered_logits(own, self._sizes, self.mesh.get_group()).view(*features.shape[:-1], -1)
+        shard = LabelShard(self.first_label, self._sizes, self.mesh.get_group())
+        logits = shard.logits(features.reshape(-1, features.shape[-1]), weight, bias)
+        return logits.view(*features.shape[:-1], -1)
 
     def predict_topk(self, features: Tensor, k: int) -> TopLabels:
         """As :func:`predict_topk`, of all labels, on every rank."""

@@ -1,0 +1,45 @@
+"""What the implementations ask of a device. Nothing else in the package asks whether a tensor is on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+
+import torch
+
+# How many processors Triton's interpreter is taken to have, so that a test's grid has several programs.
+_INTERPRETED_PROCESSORS = 8
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on")
+
+
+def kind(device: torch.device) -> str:
+    """``"cpu"``, ``"cuda"`` (also for AMD's GPUs, as PyTorch names them), or another of PyTorch's device types."""
+    return device.type
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU, which a grid should keep busy."""
+    if device.type == "cpu":
+        return _INTERPRETED_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def has_ptx(device: torch.device) -> bool:
+    """Whether a kernel for this device may contain inline PTX."""
+    return device.type == "cuda" and torch.version.hip is None and not interpreting()
+
+
+def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes ``device`` the current one: Triton launches on the current device and its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def multiplies_into_float32(device: torch.device) -> bool:
+    """Whether ``torch.mm`` of half precision takes ``out_dtype=torch.float32`` on this device."""
+    return device.type == "cuda"
