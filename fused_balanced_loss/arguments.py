@@ -80,7 +80,7 @@ def check_transforms(name: str, tensor: Tensor) -> None:
     if torch.jit.is_tracing():
         raise RuntimeError(f"{name}: expected no torch.jit.trace, which cannot record the kernels; use torch.export")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-        raise RuntimeError(f"{name}: expected no tangent, as the balanced losses have no forward-mode derivative")
+        raise NotImplementedError(f"{name}: expected no tangent, as the losses have no forward-mode derivative (jvp)")
 
 
 def check_writable(logits: Tensor) -> None:
@@ -141,7 +141,8 @@ class Batch(NamedTuple):
 
         To look at the targets only then costs a good call nothing.
         """
-        if torch.compiler.is_compiling() or devices.kind(loss.device) != "cpu":
+        # A loss of another type, such as a FakeTensor, may have no number to look at.
+        if torch.compiler.is_compiling() or type(loss) is not Tensor or devices.kind(loss.device) != "cpu":
             return
         if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
             self.check_targets()

@@ -181,9 +181,12 @@ class SparseTargets:
 
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
-        if self.crow.is_contiguous() and self.col.is_contiguous() and not (self.crow.is_neg() or self.col.is_neg()):
-            return self
-        crow, col = (part.resolve_neg().contiguous() for part in (self.crow, self.col))
+        parts = (self.crow, self.col)
+        if all(part.is_contiguous() for part in parts):
+            # Tracing knows no negative bit, and compiled code never sets one.
+            if torch.compiler.is_compiling() or not any(part.is_neg() for part in parts):
+                return self
+        crow, col = (part.resolve_neg().contiguous() for part in parts)
         return SparseTargets(crow, col, self.num_labels, check=False)
 
     def pin_memory(self) -> SparseTargets:

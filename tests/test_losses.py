@@ -15,7 +15,8 @@ FORMS = {
     "csr": SparseTargets.from_dense,
     "torch-csr": lambda y: y.float().to_sparse_csr(),
 }
-IMPLS = ("reference", "auto", "cpp", "triton")
+KERNELS = ("eager", "cpp", "triton")  # the closed form by the same rules
+IMPLS = ("reference", *KERNELS)
 
 
 def problem(num_rows=6, num_labels=37, dtype=torch.float32, scale=3.0, seed=0, num_samples=500):
@@ -171,7 +172,7 @@ def test_published_experiments(impl, corpus, name, golden, device):
 
 
 @pytest.mark.parametrize("name", [*PAPER_LOSSES, "ASL"])
-@pytest.mark.parametrize("impl", ["reference", "auto", "triton"])
+@pytest.mark.parametrize("impl", ["reference", "eager", "cpp", "triton"])
 @pytest.mark.parametrize("gradient_mode", ["forward", "backward"])
 def test_gradcheck(gradient_mode, impl, name, device):
     logits, targets, statistics = problem(3, 5, torch.float64, scale=1.0)

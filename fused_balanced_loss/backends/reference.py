@@ -35,6 +35,9 @@ def loss(problem: Problem) -> Tensor:
     spec, statistics = problem.spec, problem.statistics
     z = problem.logits.double() if problem.logits.dtype == torch.float64 else problem.logits.float()
     finite: Tensor = _Finite.apply(z)
+    if problem.label_mask is not None:
+        # What is masked must not meet the equations: zero times the derivative of a NaN is NaN.
+        finite = torch.where(problem.label_mask, finite, 0.0)
     targets = problem.targets.to_dense(torch.bool) if isinstance(problem.targets, SparseTargets) else problem.targets
     y = targets == 1
     # The constants are rounded once, to the dtype of the result: N_train - n must not be.
@@ -45,10 +48,10 @@ def loss(problem: Problem) -> Tensor:
         v = spec.kappa * torch.log((statistics.num_samples - n) / n)
     margin = finite - v.to(z.dtype)
     t = torch.where(y, margin, -spec.lam * margin)
-    nll = torch.nn.functional.softplus(-t)
+    nll, minus_log_q = _softplus(-t), _softplus(t)
     # (1 - p)**gamma as exp(gamma * log(1 - p)), whose derivative is finite where 1 - p is 0.
     gamma, gamma_negative = spec.gammas
-    focal = torch.exp(-_by_class(y, gamma, gamma_negative, z) * torch.nn.functional.softplus(t))
+    focal = torch.exp(-_by_class(y, gamma, gamma_negative, z) * minus_log_q)
     element = focal * nll
     if spec.probability_margin:
         excess = torch.sigmoid(-t) - spec.probability_margin
@@ -63,6 +66,11 @@ def loss(problem: Problem) -> Tensor:
     if targets.dtype != torch.bool:
         result = torch.where((targets == 0) | y, result, math.nan)
     return result if problem.label_mask is None else torch.where(problem.label_mask, result, 0.0)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), to the last digit: ``torch.nn.functional.softplus`` is x from a threshold on."""
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _by_class(y: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:

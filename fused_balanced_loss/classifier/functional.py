@@ -161,7 +161,7 @@ def run(
     dtype = product_dtype(flat)
     exact = compute_dtype(dtype)
     problem = Problem(
-        logits=flat.new_empty(0, dtype=dtype),
+        logits=torch.empty(0, dtype=dtype, device=flat.device),
         targets=batch.targets,
         spec=spec,
         labels=label_constants(statistics, spec, exact, flat.device),

@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 from oracle import assert_within_rule, elements, plain
 from test_losses import DIGITS, loss_and_gradient, problem
 
-from fused_balanced_loss import BalancedLoss, LossSpec, SparseTargets, balanced_loss
-from fused_balanced_loss.backends import select
+from fused_balanced_loss import BalancedLoss, LinearBalancedLoss, LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss.backends.constants import label_constants
+from fused_balanced_loss.backends.operator import gradient_operator, loss_operator
+from fused_balanced_loss.backends.problem import Problem, to_arguments
 
 DB = LossSpec.preset("DB")
 
@@ -44,37 +46,6 @@ def test_compiled_form_in_float64_and_bfloat16(device):
             balanced_loss(logits, targets.to(torch.float32) * 0.5, DB, statistics, impl="compile")
 
 
-def test_auto_takes_the_compiled_form_for_large_cpu_inputs(monkeypatch):
-    logits, targets, statistics = problem(8, 50)
-    monkeypatch.setattr(select, "KERNEL_FROM", 1)
-    assert select.select("auto", logits.device, logits.numel()) is select.COMPILED
-    loss, gradient = loss_and_gradient(logits, targets, statistics, DB, torch.device("cpu"))
-    expected = loss_and_gradient(logits.double(), targets, statistics, DB, torch.device("cpu"), impl="reference")
-    torch.testing.assert_close(loss.double(), expected[0], rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradient.double(), expected[1], rtol=1e-4, atol=1e-9)
-
-
-def test_auto_goes_on_with_a_warning_each_where_nothing_compiles(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("no C++ compiler")
-
-    logits, targets, statistics = problem(8, 50)
-    monkeypatch.setattr(select, "KERNEL_FROM", 1)
-    monkeypatch.setattr(select, "COMPILE_FROM", 1)
-    monkeypatch.setattr(select.COMPILED, "failed", set())
-    monkeypatch.setattr(select.compiled, "_compiled_form", broken)
-    monkeypatch.setattr(select.cpp, "library", broken)
-    select.cpp._kernel.cache_clear()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        first = loss_and_gradient(logits, targets, statistics, DB, torch.device("cpu"))
-        loss_and_gradient(logits, targets, statistics, DB, torch.device("cpu"))
-    said = [str(one.message) for one in caught if "no C++ compiler" in str(one.message)]
-    assert len(said) == 2 and "C++ kernel" in said[0] and "torch.compile" in said[1]
-    expected = loss_and_gradient(logits.double(), targets, statistics, DB, torch.device("cpu"), impl="reference")
-    torch.testing.assert_close(first[0].double(), expected[0], rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize("form", ["uint8", "csr"])
 def test_full_graph_equals_eager(form, impl, device):
@@ -98,22 +69,63 @@ def test_full_graph_equals_eager(form, impl, device):
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("kind", ["loss", "classifier"])
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_no_batch_size_compiles_anew(kind, impl, device):
+    """A dozen batch sizes take two compilations: of the first size, and of any."""
+    _, _, statistics = problem(1, 60)
+    layer = torch.nn.Linear(8, 60).to(device)
+    if kind == "loss":
+        loss = BalancedLoss(DB, statistics, impl=impl).to(device)
+        run = lambda x, y: loss(layer(x), y)  # noqa: E731
+    else:
+        run = LinearBalancedLoss.from_linear(layer, DB, statistics, impl=impl).to(device)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend=counter)
+    for num_rows in (*range(2, 14), 32, 17):
+        x = torch.randn(num_rows, 8, device=device)
+        y = torch.rand(num_rows, 60, device=device) < 0.1
+        gradients = []
+        for call in (run, compiled):
+            layer.zero_grad()
+            value = call(x, y)
+            value.backward()
+            gradients.append((value.detach(), layer.weight.grad.clone()))
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
+    assert counter.frame_count <= 2
+
+
+def test_in_place_is_backward_under_compile(device):
+    logits, targets, statistics = problem(5, 60)
+    module = BalancedLoss(DB, statistics, gradient="in_place").to(device)
+    leaf, other = (logits.to(device).requires_grad_() for _ in range(2))
+    torch.compile(lambda z: module(z * 1, targets.to(device)), fullgraph=True)(leaf).backward()
+    module(other * 1, targets.to(device)).backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-5, atol=1e-9)
+
+
+def test_export_with_a_dynamic_batch(device):
+    _, _, statistics = problem(1, 60)
+    module = BalancedLoss(DB, statistics).to(device)
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    example = (torch.randn(4, 60, device=device), torch.rand(4, 60, device=device) < 0.1)
+    program = torch.export.export(module, example, dynamic_shapes=({0: rows}, {0: rows}))
+    z, y = torch.randn(9, 60, device=device), torch.rand(9, 60, device=device) < 0.1
+    torch.testing.assert_close(program.module()(z, y), module(z, y))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none", "mean"])
 @pytest.mark.parametrize("form", ["bool", "csr"])
 def test_operator_registrations(form, reduction, device):
-    from fused_balanced_loss.backends.flatten import flatten
-    from fused_balanced_loss.backends.problem import Problem, label_terms
-    from fused_balanced_loss.backends.triton_operator import gradient_operator, loss_operator
-
     logits, targets, statistics = problem(3, 20)
     given = (targets if form == "bool" else SparseTargets.from_dense(targets)).to(device)
-    terms = label_terms(statistics, DB, torch.float32, device)
-    one = Problem(logits.to(device).requires_grad_(), given, DB, terms, torch.rand(3, device=device), None, 500, {})
-    torch.library.opcheck(loss_operator, (*flatten(one), reduction, 0.5))
+    labels = label_constants(statistics, DB, torch.float32, device)
+    one = Problem(logits.to(device).requires_grad_(), given, DB, labels, torch.rand(3, device=device))
+    torch.library.opcheck(loss_operator, (*to_arguments(one), reduction, "auto"))
     one = one._replace(logits=one.logits.detach())
-    _, rate, first = loss_operator(*flatten(one), reduction, 0.5)
     upstream = torch.rand(logits.shape if reduction == "none" else (), device=device)
-    torch.library.opcheck(gradient_operator, (*flatten(one), 0.5, upstream, rate, first))
+    torch.library.opcheck(gradient_operator, (*to_arguments(one), reduction, "auto", upstream))
 
 
 def test_import_leaves_heavy_packages_alone():

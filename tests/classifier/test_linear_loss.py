@@ -14,10 +14,12 @@ from fused_balanced_loss import (
     SparseTargets,
     linear_balanced_loss,
 )
-from fused_balanced_loss.backends import select
+from fused_balanced_loss.backends.constants import label_constants
+from fused_balanced_loss.backends.problem import Problem, to_arguments
+from fused_balanced_loss.classifier.operator import linear_operator
 from fused_balanced_loss.spec import PAPER_LOSSES
 
-IMPLS = ("auto", "cpp", "triton")
+IMPLS = ("eager", "cpp", "triton")
 DB = LossSpec.preset("DB")
 
 
@@ -273,24 +275,11 @@ def test_full_graph_equals_eager(form):
 
 
 def test_operator_registrations():
-    from fused_balanced_loss.backends.flatten import flatten
-    from fused_balanced_loss.classifier.functional import prepare
-    from fused_balanced_loss.classifier.operator import linear_operator
-
     (features, weight, bias), targets, statistics = problem()
-    call, _ = prepare(features, (6, 37), targets, statistics, DB, "mean", None, None, 16, "auto")
-    flat = flatten(call.problem._replace(logits=features.requires_grad_()))
-    rest = (call.chunk_size, 0, 37, call.scale, call.dtype, "auto", [True, True, True])
-    torch.library.opcheck(linear_operator, (*flat, weight.requires_grad_(), bias.requires_grad_(), *rest))
-
-
-def test_large_problems_go_to_the_kernel(monkeypatch):
-    classifier, targets, statistics = problem()
-    monkeypatch.setattr(select, "KERNEL_FROM", 6 * 37)
-    called, run = [], select.cpp.value_and_gradient
-    monkeypatch.setattr(select.cpp, "value_and_gradient", lambda *a, **k: called.append(1) or run(*a, **k))
-    loss_and_gradients(classifier, targets, statistics, DB, chunk_size=16)
-    assert len(called) == 3
+    labels = label_constants(statistics, DB, torch.float32, features.device)
+    one = Problem(features.requires_grad_(), targets, DB, labels)
+    rest = ("mean", "auto", 16, 0, 37, 37, torch.float32, [True, True, True])
+    torch.library.opcheck(linear_operator, (*to_arguments(one), weight.requires_grad_(), bias.requires_grad_(), *rest))
 
 
 def test_empty_batch():
@@ -324,7 +313,7 @@ BAD = {
     "targets: expected shape": {"targets": torch.zeros(6, 36)},
     "targets: expected 0 or 1": {"targets": torch.full((6, 37), 0.5)},
     "sample_weight: expected shape": {"sample_weight": torch.zeros(5)},
-    "label_mask: expected a bool": {"label_mask": torch.zeros(37)},
+    "label_mask: expected a dense bool": {"label_mask": torch.zeros(37)},
     "weight: expected the device": {"weight": torch.zeros(37, 8, device="meta")},
 }
 

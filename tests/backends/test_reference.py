@@ -1,0 +1,41 @@
+"""The oracle itself: nothing is rounded before it must be, and nothing hides a NaN."""
+
+import pytest
+import torch
+from test_losses import problem
+
+from fused_balanced_loss import LabelStatistics, LossSpec, balanced_loss
+
+
+def test_counts_are_not_rounded_to_the_dtype_of_the_logits():
+    """N_train - n of a label that nearly all samples carry is lost where n is rounded to float32 first."""
+    num_samples = 10_000_000
+    statistics = LabelStatistics.from_counts([num_samples - 1], num_samples)
+    logits, targets = torch.tensor([[0.3]]), torch.tensor([[1]])
+    losses = [
+        balanced_loss(
+            logits.to(dtype), targets, LossSpec.preset("NTR-FL").replace(kappa=1.0), statistics, impl="reference"
+        )
+        for dtype in (torch.float32, torch.float64)
+    ]
+    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["reference", "eager", "cpp", "triton"])
+@pytest.mark.parametrize("spec", [LossSpec.preset("ASL"), LossSpec(gamma=0.0, probability_margin=0.05), LossSpec()])
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_nan_logit_has_a_nan_loss_and_gradient(spec, target, impl):
+    logits = torch.tensor([[float("nan"), 0.5]], requires_grad=True)
+    targets = torch.tensor([[target, 0]])
+    loss = balanced_loss(logits, targets, spec, reduction="sum", impl=impl)
+    loss.backward()
+    assert loss.isnan() and logits.grad[0, 0].isnan() and logits.grad[0, 1].isfinite()
+
+
+def test_it_can_be_differentiated_twice():
+    logits, targets, statistics = problem(3, 20, torch.float64)
+    z = logits.requires_grad_()
+    loss = balanced_loss(z, targets, LossSpec.preset("DB"), statistics, impl="reference")
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), z)
+    assert second.isfinite().all() and second.any()
