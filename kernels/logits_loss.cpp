@@ -1,179 +1,85 @@
 // Balanced loss and its gradient on the CPU: what logits_loss.py is to a GPU.
 //
-// Built once for each combination of the macros: LOGITS (32: float, 16: bfloat16, 116: float16), TARGETS (0: label ids
-// in CSR, 8: bytes, 32: float), GAMMA_POSITIVE and GAMMA_NEGATIVE (0, 1 or 2), BIAS, REBALANCED and LABEL_WEIGHT (0 or
-// 1). Few labels are positive: the main loop takes every element for a negative, and a vector with a positive in it is
-// done once more in a general form of the same algebra.
+// Built once for each combination of the macros: LOGITS (vector_math.h) and GAMMA, MARGIN, BIAS, REBALANCED and
+// LABEL_WEIGHT (balanced_element.h). All else is known only when the kernel runs.
+//
+// Few labels are positive: the main loop takes every element for a negative, and a vector with a positive in it is done
+// once more in the general form. A label mask, an upstream gradient or a result for each element take the general form
+// for all vectors.
 
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <vector>
-#if defined(__AVX512DQ__)
-#include <immintrin.h>
-#endif
-
+#include "balanced_element.h"
 #include "flush_denormals.h"
+#include "row_labels.h"
 
-#if defined(__AVX512F__)
-constexpr int W = 16;
-#elif defined(__AVX__)
-constexpr int W = 8;
-#else
-constexpr int W = 4;
-#endif
-
-typedef float V __attribute__((vector_size(W * 4)));
-typedef int32_t I __attribute__((vector_size(W * 4)));
-typedef uint32_t U __attribute__((vector_size(W * 4)));
-typedef uint16_t H __attribute__((vector_size(W * 2)));
-typedef double D __attribute__((vector_size(W * 8)));
-
-static inline V fill(float x) { return x - V{}; }
-
-template <class T> static inline T load(const void* from) {
-    T x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-
-#if LOGITS == 32
-typedef float Logit;
-static inline V load_logits(const Logit* from) { return load<V>(from); }
-static inline void store_logits(Logit* to, V x) { std::memcpy(to, &x, sizeof x); }
-#elif LOGITS == 16
-typedef uint16_t Logit;
-static inline V load_logits(const Logit* from) { return (V)(__builtin_convertvector(load<H>(from), U) << 16); }
-static inline void store_logits(Logit* to, V x) {
-    U bits = (U)x;
-    U even = bits + 0x7fffu + ((bits >> 16) & 1u);
-    // Rounding must not carry a NaN over into infinity.
-    H half = __builtin_convertvector((U)(x == x ? (I)even : (I)(bits | 0x400000u)) >> 16, H);
-    std::memcpy(to, &half, sizeof half);
-}
-#else
-typedef _Float16 Logit;
-typedef _Float16 F16 __attribute__((vector_size(W * 2)));
-static inline V load_logits(const Logit* from) { return __builtin_convertvector(load<F16>(from), V); }
-static inline void store_logits(Logit* to, V x) {
-    F16 half = __builtin_convertvector(x, F16);
-    std::memcpy(to, &half, sizeof half);
-}
-#endif
-
-// A NaN passes through: the comparison with it is false.
-static inline V at_most(V x, V bound) { return bound < x ? bound : x; }
-static inline V at_least(V x, V bound) { return bound > x ? bound : x; }
-
-// 2^x for x <= 127 to 1.4e-7, besides what rounding of x makes.
-static inline V exponential2(V x) {
-#if defined(__AVX512DQ__)
-    V f = (V)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-#else
-    // The sum's last bits hold the integer below x, or at it.
-    x = at_least(x, fill(-126.5f));
-    V shifted = (x - 0.5f) + 12582912.0f;
-    V f = x - (shifted - 12582912.0f);
-#endif
-    // Fitted for least relative error on [0, 1], 7.5e-8 before rounding.
-    V y = 0.0018775766948238015f * f + 0.00898933969438076f;
-    y = y * f + 0.05582631751894951f;
-    y = y * f + 0.24015361070632935f;
-    y = y * f + 0.6931530833244324f;
-    y = y * f + 0.9999999403953552f;
-#if defined(__AVX512DQ__)
-    return (V)_mm512_scalef_ps((__m512)y, (__m512)x);
-#else
-    V power = (V)(((I)shifted << 23) + (127 << 23));
-    return x > -126.0f ? y * power : V{} + 0.0f * x;
-#endif
-}
-
-// -log(1 - m) for m in [0, 1/2]. Fitted for least relative error, 2.3e-8 before rounding.
-static inline V minus_log1p(V m) {
-    V y = 1.4411075094059675f * m - 1.695811169071578f;
-    y = y * m + 1.2576691483586835f;
-    y = y * m - 0.2035386860691802f;
-    y = y * m + 0.26961269333028615f;
-    y = y * m + 0.24280508577985377f;
-    y = y * m + 0.3337006143676698f;
-    y = y * m + 0.49999285255820936f;
-    return (y * m + 1.0f) * m;
-}
-
-template <int gamma> static inline V power(V q) { return gamma == 0 ? fill(1.0f) : gamma == 1 ? q : q * q; }
-
-struct Settings {
-    float lam, alpha, beta, mu, positive_factor, negative_factor, scale;
+// One call. Strides are in elements; pointers are null where there is no such tensor. Every member has 8 bytes, so that
+// the host can pack them one after the other.
+struct Call {
+    const Logit* logits;              // [rows, columns]
+    int64_t logits_stride;            // from row to row, 0 for rows that repeat
+    Logit* gradient;                  // [rows, columns], to be written; may be `logits`
+    int64_t gradient_stride;
+    int64_t rows, columns;
+    const void* targets;              // [rows, columns], dense; null: label ids
+    int64_t targets_stride, targets_format;
+    const int64_t *crow, *col;        // [rows + 1] and [num_ids]
+    int64_t num_ids;
+    const uint8_t* label_mask;        // [rows, columns], 0 leaves an element out
+    int64_t label_mask_stride;
+    const Number* row_sum;            // [rows], the sum of 1/n over all labels of a row; null: of the targets here
+    const Number* row_weight;         // [rows]
+    const Number* bias;               // [columns]
+    const Number* inverse_frequency;  // [columns]
+    const Number* label_weight;       // [columns]
+    const Number* upstream;           // [rows, columns], multiplies the gradient
+    int64_t upstream_stride;
+    Number* elements;                 // [rows, columns] side by side: the loss of each, to be written
+    Number* loss;                     // the sum of the losses, to be written
+    int64_t threads;
+    double scale;  // multiplies losses and gradient
 };
 
-struct Labels {  // constants of the labels; null where the loss has no such term
-    const float *bias, *inverse_frequency, *weight;
+struct Spec {
+    double gamma_positive, gamma_negative, probability_margin, alpha, beta, mu, lam, positive_factor, negative_factor;
 };
 
-// Largest u = -t / log(2) whose exponential is taken: products stay finite, and what it cuts from p is below the last
-// digit of anything that p is added to.
-constexpr float BOUND = 86.0f;
-constexpr float LOG2E = 1.44269504f, LN2 = 0.69314718f;
-
-// Loss (without row and negative factor) and gradient of one vector; `positive` is all ones where the target is 1.
-template <bool MIXED>
-static inline void vector(V z, V bias, V inverse_frequency, V label_weight, I positive, const Settings& s, float rate,
-                          float gradient_factor, V& loss, V& gradient) {
-    V d = BIAS ? z - bias : z;
-    V u = d * (s.lam * LOG2E);
-    if (MIXED) u = positive ? -LOG2E * d : u;
-    V e = exponential2(at_most(u, fill(BOUND)));
-    V e1 = 1.0f + e;
-    V p, weight;
-    if (REBALANCED) {
-        V f1 = 1.0f + exponential2(s.beta * s.mu * LOG2E - rate * inverse_frequency);
-        V both = 1.0f / (e1 * f1);  // one division for the two sigmoids
-        p = both * f1;
-        weight = s.alpha + both * e1;
-    } else {
-        p = 1.0f / e1;
-    }
-    if (LABEL_WEIGHT) weight = label_weight;
-    V q = e * p;
-    V nll = at_least(u, fill(0.0f)) * LN2 + minus_log1p(p > q ? q : p);
-    V modulation = power<GAMMA_NEGATIVE>(q);
-    V gamma = fill(GAMMA_NEGATIVE);
-    if (MIXED && GAMMA_POSITIVE != GAMMA_NEGATIVE) {
-        modulation = positive ? power<GAMMA_POSITIVE>(q) : modulation;
-        gamma = positive ? fill(GAMMA_POSITIVE) : gamma;
-    }
-    if (REBALANCED || LABEL_WEIGHT) modulation = modulation * weight;
-    loss = modulation * nll;
-    V slope = q;
-    // p is at least 2^-BOUND: a loss that is infinite must not meet it.
-    if (GAMMA_NEGATIVE || (MIXED && GAMMA_POSITIVE)) slope = q + gamma * p * at_most(nll, fill(BOUND * LN2 + 1));
-    gradient = modulation * slope * gradient_factor;
-    if (MIXED) {
-        loss = positive ? loss * (s.positive_factor * s.lam / s.negative_factor) : loss;
-        gradient = positive ? gradient * (-s.positive_factor / s.negative_factor) : gradient;
-    }
-}
-
+// One row of a call.
 struct Row {
     const Logit* logits;
     Logit* gradient;
-    float rate, gradient_factor;  // rate: beta / log(2) over the row's sum of 1/n
+    const uint8_t* mask;
+    const Number* upstream;
+    Number* elements;
+    RowFactors factors;
+    Number loss_factor;  // of `elements`
+
+    bool plain() const { return !mask && !upstream && !elements; }
+
+    // Makes loss and gradient of an element NaN, unless it is masked out; returns whether it did.
+    bool spoil(int64_t i) const {
+        if (mask && !mask[i]) return false;
+        if (gradient) gradient[i] = LOGIT_NAN;
+        if (elements) elements[i] = std::numeric_limits<Number>::quiet_NaN();
+        return true;
+    }
+};
+
+struct Labels {  // constants of the labels, [columns]
+    const Number *bias, *inverse_frequency, *weight;
 };
 
 // Vectors [first, last) of a row as if without positives; the sum of the losses of those whose `keep` is all ones.
-template <bool VALUE, bool GRADIENT>
-static V negatives(const Row row, const Labels labels, const Settings s, const int32_t* keep, int64_t first,
+template <bool GRADIENT>
+static V negatives(const Row row, const Labels labels, const Settings s, const Integer* keep, int64_t first,
                    int64_t last) {
     V total{};
     for (int64_t k = first; k < last; ++k) {
         int64_t i = k * W;
         V loss, gradient;
-        vector<false>(load_logits(row.logits + i), BIAS ? load<V>(labels.bias + i) : V{},
-                      REBALANCED ? load<V>(labels.inverse_frequency + i) : V{},
-                      LABEL_WEIGHT ? load<V>(labels.weight + i) : V{}, I{}, s, row.rate, row.gradient_factor, loss,
-                      gradient);
-        if (VALUE) total += (V)((I)loss & (I{} + keep[k - first]));
+        balanced_element<false>(load_logits(row.logits + i), BIAS ? load<V>(labels.bias + i) : V{},
+                                REBALANCED ? load<V>(labels.inverse_frequency + i) : V{},
+                                LABEL_WEIGHT ? load<V>(labels.weight + i) : V{}, I{}, s, row.factors, loss,
+                                gradient);
+        total += (V)((I)loss & (I{} + keep[k - first]));
         if (GRADIENT) store_logits(row.gradient + i, gradient);
     }
     return total;
@@ -185,181 +91,164 @@ template <class T> struct Some {
     Some(const T* from, int64_t count) { std::memcpy(at, from, count * sizeof *at); }
 };
 
-// `count` elements from column i, some of them positive: a bit for each. z: their logits.
-template <bool GRADIENT>
-static V mixed(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
-               uint32_t positive) {
-    I bit;
-    for (int lane = 0; lane < W; ++lane) bit[lane] = 1 << lane;
-    auto constants = [=](const float* from) {
-        return count == W ? load<V>(from + i) : load<V>(Some<float>(from + i, count).at);
-    };
+template <class Vector, class T> static inline Vector load_some(const T* from, int64_t count) {
+    return count == W ? load<Vector>(from) : load<Vector>(Some<T>(from, count).at);
+}
+
+// `count` elements from column i, of which some may be positive: a bit for each. z: their logits. Returns their losses.
+static V general(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
+                 uint32_t positive) {
+    I lane, bit;
+    for (int k = 0; k < W; ++k) lane[k] = k, bit[k] = 1 << k;
     V loss, gradient;
-    vector<true>(z, BIAS ? constants(labels.bias) : V{}, REBALANCED ? constants(labels.inverse_frequency) : V{},
-                 LABEL_WEIGHT ? constants(labels.weight) : V{}, ((I{} + (int32_t)positive) & bit) != 0, s, row.rate,
-                 row.gradient_factor, loss, gradient);
-    if (GRADIENT && count == W) store_logits(row.gradient + i, gradient);
-    if (count == W) return loss;
-    if (GRADIENT) {
-        Logit g[W];
-        store_logits(g, gradient);
-        std::memcpy(row.gradient + i, g, count * sizeof *g);
+    balanced_element<true>(z, BIAS ? load_some<V>(labels.bias + i, count) : V{},
+                           REBALANCED ? load_some<V>(labels.inverse_frequency + i, count) : V{},
+                           LABEL_WEIGHT ? load_some<V>(labels.weight + i, count) : V{},
+                           ((I{} + (Integer)positive) & bit) != 0, s, row.factors, loss, gradient);
+    I keep = lane < (Integer)count;
+    if (row.mask) keep &= __builtin_convertvector(load_some<Bytes>(row.mask + i, count), I) != 0;
+    loss = keep ? loss : V{};
+    if (row.elements) {
+        V scaled = keep ? loss * row.loss_factor : V{};
+        std::memcpy(row.elements + i, &scaled, count * sizeof(Number));
     }
-    return bit < (I{} + (int32_t)(1 << count)) ? loss : V{};
+    if (row.gradient) {
+        if (row.upstream) gradient *= load_some<V>(row.upstream + i, count);
+        gradient = keep ? gradient : V{};
+        Logit stored[W];
+        store_logits(stored, gradient);
+        std::memcpy(row.gradient + i, stored, count * sizeof *stored);
+    }
+    return loss;
 }
 
 // Vectors after which a lane's float32 sum goes over into float64.
 constexpr int64_t RUN = 64;
 
-// Columns [first, last) of a row. Of every run of vectors those with a positive are set aside, and done again after the
-// run, which takes all for negatives and may write over the logits.
-template <bool VALUE, bool GRADIENT>
+// The sum of the losses of columns [first, last) of a row, and the gradients. Of every run of vectors those with a
+// positive are set aside, and done again after the run, which takes all for negatives and may write over the logits.
+template <bool GRADIENT>
 static double row_block(const Row& row, const Labels& labels, const Settings& s, int64_t first, int64_t last,
                         const int64_t* label, const int64_t* end) {
     D total{};
     int64_t whole = last / W;
-    auto next = [&](int64_t k) {
+    auto positives_of = [&](int64_t k) {
         uint32_t positive = 0;
         for (; label < end && *label / W == k; ++label) positive |= 1u << *label % W;
         return positive;
     };
-    int32_t keep[RUN];
+    auto add_general = [&](V z, int64_t k, int64_t count, uint32_t positive) {
+        total += __builtin_convertvector((general(row, labels, s, z, k * W, count, positive)), D);
+    };
+    Integer keep[RUN];
     std::memset(keep, -1, sizeof keep);
+    bool plain = row.plain();
     for (int64_t run = first / W; run < whole; run += RUN) {
         int64_t stop = run + RUN < whole ? run + RUN : whole;
+        if (!plain) {
+            for (int64_t k = run; k < stop; ++k) add_general(load_logits(row.logits + k * W), k, W, positives_of(k));
+            continue;
+        }
         V z[RUN];
         int64_t aside[RUN], count = 0;
         uint32_t positive[RUN];
-        while (label < end && *label < stop * W && count < RUN) {
+        while (label < end && *label < stop * W) {
             int64_t k = *label / W;
-            if (k < run) {  // ids out of order, which nobody checked
-                ++label;
-                continue;
-            }
             aside[count] = k;
             z[count] = load_logits(row.logits + k * W);
             keep[k - run] = 0;
-            positive[count++] = next(k);
+            positive[count++] = positives_of(k);
         }
-        total += __builtin_convertvector((negatives<VALUE, GRADIENT>(row, labels, s, keep, run, stop)), D);
+        total += __builtin_convertvector((negatives<GRADIENT>(row, labels, s, keep, run, stop)), D);
         for (int64_t k = 0; k < count; ++k) {
             keep[aside[k] - run] = -1;
-            V loss = mixed<GRADIENT>(row, labels, s, z[k], aside[k] * W, W, positive[k]);
-            total += __builtin_convertvector(loss, D);
+            add_general(z[k], aside[k], W, positive[k]);
         }
     }
     if (last % W) {
         V z = load_logits(Some<Logit>(row.logits + whole * W, last % W).at);
-        total += __builtin_convertvector((mixed<GRADIENT>(row, labels, s, z, whole * W, last % W, next(whole))), D);
+        add_general(z, whole, last % W, positives_of(whole));
     }
     double sum = 0;
     for (int lane = 0; lane < W; ++lane) sum += total[lane];
     return sum;
 }
 
-#if TARGETS == 32
-typedef float Target;
-#else
-typedef uint8_t Target;
-#endif
-
-constexpr int64_t STRIDE = 64;
-
-struct Words {
-    uint64_t at[STRIDE * sizeof(Target) / sizeof(uint64_t)];
-};
-
-// Appends the columns of a dense row in [first, last) that are not 0; false where one of them is not 1.
-static bool find_labels(const Target* targets, int64_t first, int64_t last, std::vector<int64_t>& found) {
-    bool valid = true;
-    for (int64_t start = first; start < last; start += STRIDE) {
-        int64_t stop = start + STRIDE < last ? start + STRIDE : last;
-        if (stop - start == STRIDE) {
-            uint64_t any = 0;
-            for (uint64_t word : load<Words>(targets + start).at) any |= word;
-            if (!any) continue;
-        }
-        for (int64_t i = start; i < stop; ++i)
-            if (targets[i] != 0) {
-                found.push_back(i);
-                valid &= targets[i] == 1;
-            }
+// Loss, unscaled, and gradient of columns [first, last) of row k. ones, odd: memory that is used again.
+static double block(const Call& call, const Spec& spec, const Settings& s, int64_t k, int64_t first, int64_t last,
+                    std::vector<int64_t>& ones, std::vector<int64_t>& odd) {
+    bool whole_row = REBALANCED && !call.row_sum;
+    RowLabels found;
+    if (call.targets) {
+        find_in_row(call.targets, call.targets_stride, k, call.targets_format, whole_row ? 0 : first,
+                    whole_row ? call.columns : last, ones, odd);
+        found = {ones.data(), ones.data() + ones.size(), true};
+    } else {
+        odd.clear();
+        found = labels_of_ids(call.crow, call.col, call.num_ids, k, call.columns);
     }
-    return valid;
+    double row_sum = 0, weight = call.row_weight ? call.row_weight[k] : 1;
+    if (whole_row)
+        for (const int64_t* i = found.begin; i < found.end; ++i) row_sum += call.inverse_frequency[*i];
+    else if (REBALANCED)
+        row_sum = call.row_sum[k];
+    found.narrow(first, last);
+    auto at_row = [=](auto* tensor, int64_t stride) { return tensor ? tensor + k * stride : nullptr; };
+    Row row{call.logits + k * call.logits_stride,
+            at_row(call.gradient, call.gradient_stride),
+            at_row(call.label_mask, call.label_mask_stride),
+            at_row(call.upstream, call.upstream_stride),
+            at_row(call.elements, call.columns),
+            {(Number)(1 / row_sum), (Number)(spec.beta * LOG_BASE_OF_E / row_sum),
+             (Number)(spec.negative_factor * weight * call.scale)},
+            (Number)(spec.negative_factor * weight * call.scale / spec.lam)};
+    Labels labels{call.bias, call.inverse_frequency, call.label_weight};
+    double loss = row.gradient ? row_block<true>(row, labels, s, first, last, found.begin, found.end)
+                               : row_block<false>(row, labels, s, first, last, found.begin, found.end);
+    loss *= weight;
+    if (!found.valid) {
+        for (int64_t i = first; i < last; ++i) row.spoil(i);
+        loss = std::numeric_limits<double>::quiet_NaN();
+    }
+    for (int64_t i : odd)
+        if (first <= i && i < last && row.spoil(i)) loss = std::numeric_limits<double>::quiet_NaN();
+    return loss;
 }
 
-// The loss of rows [rows] and columns [columns), times its scale, to *loss; the gradient likewise to `gradient`, which
-// may be `logits`. Strides in elements; `row_sum` (the row's sum of 1/n over all its labels) is made here where it is
-// null.
-template <bool VALUE, bool GRADIENT>
-static void run(const Logit* logits, int64_t logits_stride, Logit* gradient, int64_t gradient_stride, int64_t rows,
-                int64_t columns, const Target* targets, int64_t targets_stride, const int64_t* crow, const int64_t* col,
-                const float* row_sum, const float* row_weight, const float* bias, const float* inverse_frequency,
-                const float* label_weight, const Settings& s, float* loss, int threads) {
-    const Labels labels{bias, inverse_frequency, label_weight};
+extern "C" void logits_loss(const Call* pointer, const Spec* spec_pointer) {
+    const Call call = *pointer;
+    const Spec spec = *spec_pointer;
+    const Settings s{(Number)spec.gamma_positive,
+                     (Number)spec.gamma_negative,
+                     (Number)spec.probability_margin,
+                     (Number)spec.lam,
+                     (Number)spec.alpha,
+                     (Number)spec.mu,
+                     (Number)(spec.beta * LOG_BASE_OF_E),
+                     (Number)(spec.beta * spec.mu * LOG_BASE_OF_E),
+                     (Number)(spec.positive_factor / spec.negative_factor),
+                     spec.beta * spec.mu > STEEP};
     // Few rows are cut into blocks of columns, so that every thread has some.
-    int64_t blocks = rows >= 4 * threads ? 1 : (4 * threads + rows - 1) / rows;
-    int64_t width = ((columns + blocks - 1) / blocks + W - 1) / W * W;
-    blocks = (columns + width - 1) / width;
-    std::vector<double> part(VALUE ? rows * blocks : 0);
-#pragma omp parallel num_threads(threads)
+    int64_t threads = call.threads, blocks = 1, width = call.columns;
+    if (threads > 1 && call.rows < 4 * threads && call.rows && width) {
+        blocks = (4 * threads + call.rows - 1) / call.rows;
+        width = ((width + blocks - 1) / blocks + W - 1) / W * W;
+        blocks = (call.columns + width - 1) / width;
+    }
+    std::vector<double> part(call.rows * blocks);
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
         FlushDenormals flush;
-        std::vector<int64_t> found;
+        std::vector<int64_t> ones, odd;
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < rows * blocks; ++task) {
-            int64_t k = task / blocks, first = task % blocks * width;
-            int64_t last = first + width < columns ? first + width : columns;
-            const int64_t *label, *end;
-            float invalid = 0;
-            double total = 0;
-            if (TARGETS == 0) {
-                label = col + crow[k], end = col + crow[k + 1];
-                if (REBALANCED && !row_sum)
-                    for (const int64_t* i = label; i < end; ++i) total += inverse_frequency[*i];
-                while (label < end && *label < first) ++label;
-                while (label < end && *(end - 1) >= last) --end;
-            } else {
-                const Target* row = targets + k * targets_stride;
-                found.clear();
-                bool all = REBALANCED && !row_sum;
-                if (!find_labels(row, all ? 0 : first, all ? columns : last, found))
-                    invalid = std::numeric_limits<float>::quiet_NaN();
-                label = found.data(), end = label + found.size();
-                if (all) {
-                    for (int64_t i : found) total += inverse_frequency[i];
-                    while (label < end && *label < first) ++label;
-                    while (label < end && *(end - 1) >= last) --end;
-                }
-            }
-            float weight = row_weight ? row_weight[k] : 1.0f;
-            float rate = REBALANCED ? s.beta * LOG2E / (row_sum ? row_sum[k] : (float)total) : 0.0f;
-            Row row{logits + k * logits_stride, gradient + k * gradient_stride, rate,
-                    s.negative_factor * weight * s.scale};
-            double value = row_block<VALUE, GRADIENT>(row, labels, s, first, last, label, end);
-            if (VALUE) part[task] = value * weight + invalid;
+        for (int64_t task = 0; task < call.rows * blocks; ++task) {
+            int64_t first = task % blocks * width, last = first + width < call.columns ? first + width : call.columns;
+            part[task] = block(call, spec, s, task / blocks, first, last, ones, odd);
         }
     }
-    if (VALUE) {
+    if (call.loss) {
         double total = 0;
         for (double x : part) total += x;
-        *loss = (float)(total * s.negative_factor / s.lam * s.scale);
+        *call.loss = (Number)(total * spec.negative_factor / spec.lam * call.scale);
     }
 }
-
-#define ENTRY(NAME, VALUE, GRADIENT)                                                                                   \
-    extern "C" void NAME(const void* logits, int64_t logits_stride, void* gradient, int64_t gradient_stride,           \
-                         int64_t rows, int64_t columns, const void* targets, int64_t targets_stride,                   \
-                         const int64_t* crow, const int64_t* col, const float* row_sum,                                \
-                         const float* row_weight, const float* bias, const float* inverse_frequency,                   \
-                         const float* label_weight, float lam, float alpha, float beta, float mu,                      \
-                         float positive_factor, float negative_factor, float scale, float* loss, int threads) {        \
-        run<VALUE, GRADIENT>((const Logit*)logits, logits_stride, (Logit*)gradient, gradient_stride, rows, columns,    \
-                             (const Target*)targets, targets_stride, crow, col, row_sum, row_weight, bias,     \
-                             inverse_frequency, label_weight,                                                          \
-                             Settings{lam, alpha, beta, mu, positive_factor, negative_factor, scale}, loss, threads);  \
-    }
-
-ENTRY(loss_value, true, false)
-ENTRY(loss_gradient, false, true)
-ENTRY(loss_value_and_gradient, true, true)

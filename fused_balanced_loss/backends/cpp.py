@@ -4,49 +4,56 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..spec import LossSpec
 from .closed_form import EAGER
 from .cpp_build import library, num_threads, pointer
 from .memory import empty
-from .problem import Problem
+from .problem import Problem, compute_dtype
 
 scale_gradient = EAGER.scale_gradient
 
-_LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116}
-_TARGETS = {torch.bool: 8, torch.uint8: 8, torch.float32: 32}
-_CSR = 0
-
-# The kernel multiplies the denominators of two sigmoids; beyond, the product could leave float32.
-_LARGEST_EXPONENT = 27.0
+# The macro LOGITS of kernels/vector_math.h.
+_LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116, torch.float64: 64}
+# TargetFormat of kernels/row_labels.h.
+_TARGETS = {
+    **{torch.bool: 1, torch.uint8: 1, torch.int8: 1, torch.uint16: 2, torch.int16: 2, torch.uint32: 4, torch.int32: 4},
+    **{torch.uint64: 8, torch.int64: 8, torch.float16: 12, torch.bfloat16: 13, torch.float32: 14, torch.float64: 18},
+}
+# The members of ``Call`` and ``Spec`` in kernels/logits_loss.cpp.
+_CALL = struct.Struct("@24Qd")
+_SPEC = struct.Struct("@9d")
+# Exponents of (1 - p) of the negatives that have a kernel of their own; -1 is one for all others.
+_GAMMAS = (0.0, 1.0, 2.0, 4.0)
+_ANY_GAMMA = -1
+# Elements of a tensor that is made without a look at huge pages.
+_SMALL = 1 << 20
 
 
 def unsupported(problem: Problem) -> str | None:
-    """What of the problem the kernel does not know, or None. It knows no reduction "none" either."""
-    spec, targets = problem.spec, problem.targets
-    if problem.logits.device.type != "cpu" or problem.logits.dtype not in _LOGITS:
-        return f"{problem.logits.dtype} logits on {problem.logits.device}"
+    """Which property of the logits keeps the kernel from reading them, or None."""
+    if problem.logits.device.type != "cpu":
+        return f"logits on {problem.logits.device}"
     if type(problem.logits) not in (Tensor, torch.nn.Parameter):
         return f"{type(problem.logits).__name__}, which may have no memory of its own"
-    if isinstance(targets, Tensor) and targets.dtype not in _TARGETS:
-        return f"{targets.dtype} targets"
-    if problem.label_mask is not None:
-        return "a label mask"
-    if spec.probability_margin:
-        return "a probability margin"
-    if any(gamma not in (0, 1, 2) for gamma in spec.gammas):
-        return "gamma other than 0, 1 and 2"
-    if problem.labels.inverse_frequency is not None and spec.beta * spec.mu > _LARGEST_EXPONENT:
-        return f"beta * mu > {_LARGEST_EXPONENT:g}"
     return None
 
 
 def unavailable(problem: Problem) -> str | None:
-    return unsupported(problem)
+    """Why the kernel cannot take the problem, or None; its library is built where that was not done yet."""
+    reason = unsupported(problem)
+    if reason is None:
+        try:
+            _kernel_of(problem)
+        except RuntimeError as error:
+            reason = str(error)
+    return reason
 
 
 def prepare(problem: Problem) -> Problem:
@@ -54,75 +61,151 @@ def prepare(problem: Problem) -> Problem:
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
-    """``scale`` times the sum of the loss."""
-    return _run("loss_value", problem, scale, None)
+    """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
+    if reduction == "none":
+        loss = torch.empty_like(problem.logits, dtype=compute_dtype(problem.logits.dtype), memory_format=torch.contiguous_format)
+        _run(problem, 1.0, elements=loss)
+        return loss
+    return _sum(problem, scale, None)
 
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
-    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension)."""
-    out = empty(problem.logits.shape, problem.logits.dtype, problem.logits.device)
-    _run("loss_gradient", problem, scale * upstream.item(), out)
+    """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
+    out = _like(problem.logits)
+    if upstream.dim() and upstream.numel() and not any(upstream.stride()):
+        # The gradient of a sum repeats one number.
+        upstream = upstream[0, 0]
+    if upstream.dim():
+        upstream = upstream.to(compute_dtype(problem.logits.dtype)).resolve_neg()
+        upstream = upstream if upstream.stride(1) == 1 else upstream.contiguous()
+        _run(problem, scale, gradient=out, upstream=upstream)
+    else:
+        _run(problem, scale * upstream.item(), gradient=out)
     return out
 
 
 def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     if out is None:
-        out = empty(problem.logits.shape, problem.logits.dtype, problem.logits.device)
-    return _run("loss_value_and_gradient", problem, scale, out), out
+        out = _like(problem.logits)
+    return _sum(problem, scale, out), out
 
 
-def _run(name: str, problem: Problem, scale: float, out: Tensor | None) -> Tensor:
-    spec, logits, labels = problem.spec, problem.logits, problem.labels
-    rows, columns = logits.shape
-    loss = torch.empty((), dtype=torch.float32)
-    dense, crow, col = problem.target_tensors()
-    form = _CSR if dense is None else _TARGETS[dense.dtype]
-    terms_present = (labels.bias is not None, labels.inverse_frequency is not None, labels.weight is not None)
-    _kernel(name, spec.gammas, terms_present, logits.dtype, form)(
-        logits.data_ptr(),
-        logits.stride(0),
-        None if out is None else out.data_ptr(),
-        0 if out is None else out.stride(0),
-        rows,
-        columns,
-        pointer(dense),
-        0 if dense is None else dense.stride(0),
-        pointer(crow),
-        pointer(col),
-        pointer(problem.row_sum),
-        pointer(problem.row_weight),
-        pointer(labels.bias),
-        pointer(labels.inverse_frequency),
-        pointer(labels.weight),
-        spec.lam,
-        spec.alpha,
-        spec.beta,
-        spec.mu,
-        spec.positive_factor,
-        spec.negative_factor,
-        scale,
-        loss.data_ptr(),
-        num_threads(rows * columns),
-    )
+def _like(logits: Tensor) -> Tensor:
+    if logits.numel() < _SMALL:
+        return torch.empty_like(logits)
+    return empty(logits.shape, logits.dtype, logits.device)
+
+
+def _sum(problem: Problem, scale: float, gradient: Tensor | None) -> Tensor:
+    loss = problem.logits.new_empty((), dtype=compute_dtype(problem.logits.dtype))
+    _run(problem, scale, loss=loss, gradient=gradient)
     return loss
 
 
-@functools.lru_cache(maxsize=256)
-def _kernel(
-    name: str, gammas: tuple[float, float], terms: tuple[bool, bool, bool], dtype: torch.dtype, targets: int
-) -> Callable[..., Any]:
-    macros = {"LOGITS": _LOGITS[dtype], "TARGETS": targets}
-    macros |= dict(zip(("GAMMA_POSITIVE", "GAMMA_NEGATIVE"), map(int, gammas), strict=True))
-    macros |= dict(zip(("BIAS", "REBALANCED", "LABEL_WEIGHT"), map(int, terms), strict=True))
-    kernel = getattr(library("logits_loss", tuple(macros.items())), name)
-    address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    kernel.argtypes = [
-        *(address, integer, address, integer, integer, integer),
-        *(address, integer, address, address),
-        *(address,) * 5,
-        *(number,) * 7,
-        *(address, ctypes.c_int),
-    ]
+def _run(
+    problem: Problem,
+    scale: float,
+    *,
+    loss: Tensor | None = None,
+    elements: Tensor | None = None,
+    gradient: Tensor | None = None,
+    upstream: Tensor | None = None,
+) -> None:
+    """One call of the kernel. loss: its sum; elements: of each element [N, C]; both are written, like ``gradient``."""
+    logits, targets, labels, mask = problem.logits, problem.targets, problem.labels, problem.label_mask
+    rows, columns = logits.shape
+    kernel, numbers = _kernel_of(problem)
+    target_fields: tuple[int, ...]
+    if isinstance(targets, Tensor):
+        target_fields = (targets.data_ptr(), targets.stride(0), _TARGETS[targets.dtype], 0, 0, 0)
+    else:
+        target_fields = (0, 0, 0, targets.crow.data_ptr(), targets.col.data_ptr(), len(targets.col))
+    call = _CALL.pack(
+        logits.data_ptr(),
+        logits.stride(0),
+        0 if gradient is None else gradient.data_ptr(),
+        0 if gradient is None else gradient.stride(0),
+        rows,
+        columns,
+        *target_fields,
+        pointer(mask) or 0,
+        0 if mask is None else mask.stride(0),
+        pointer(problem.row_sum) or 0,
+        pointer(problem.row_weight) or 0,
+        pointer(labels.bias) or 0,
+        pointer(labels.inverse_frequency) or 0,
+        pointer(labels.weight) or 0,
+        pointer(upstream) or 0,
+        0 if upstream is None else upstream.stride(0),
+        pointer(elements) or 0,
+        pointer(loss) or 0,
+        num_threads(rows * columns),
+        scale,
+    )
+    kernel(call, numbers)
+
+
+_Kernel = Callable[[bytes, bytes], Any]
+_Macros = tuple[tuple[str, int], ...]
+
+
+class _Kernels(NamedTuple):
+    """What is made once for a spec.
+
+    numbers: ``Spec`` of kernels/logits_loss.cpp.
+    macros: of the kernel, as far as the spec says them.
+    by_key: the kernels by the dtype of the logits and by which constants of the labels there are.
+    """
+
+    spec: LossSpec
+    numbers: bytes
+    macros: _Macros
+    by_key: dict[tuple[torch.dtype, bool, bool, bool], _Kernel]
+
+
+# By the identity of the spec, which takes less time than its hash. An entry holds its spec, so that no other object gets
+# the same identity.
+_KERNELS: dict[int, _Kernels] = {}
+_MOST_SPECS = 64
+
+
+def _kernel_of(problem: Problem) -> tuple[_Kernel, bytes]:
+    """The kernel for a problem, and its second argument."""
+    spec, labels = problem.spec, problem.labels
+    kernels = _KERNELS.get(id(spec))
+    if kernels is None:
+        if len(_KERNELS) >= _MOST_SPECS:
+            _KERNELS.clear()
+        kernels = _KERNELS[id(spec)] = _Kernels(spec, _numbers(spec), _macros(spec), {})
+    has_bias, rebalanced = labels.bias is not None, labels.inverse_frequency is not None
+    key = (problem.logits.dtype, has_bias, rebalanced, labels.weight is not None)
+    kernel = kernels.by_key.get(key)
+    if kernel is None:
+        kernel = kernels.by_key[key] = _kernel(kernels.macros, *key)
+    return kernel, kernels.numbers
+
+
+def _numbers(spec: LossSpec) -> bytes:
+    factors = (spec.lam, spec.positive_factor, spec.negative_factor)
+    return _SPEC.pack(*spec.gammas, spec.probability_margin, spec.alpha, spec.beta, spec.mu, *factors)
+
+
+def _macros(spec: LossSpec) -> _Macros:
+    gamma = spec.gammas[1]
+    return ("GAMMA", int(gamma) if gamma in _GAMMAS else _ANY_GAMMA), ("MARGIN", int(spec.probability_margin > 0))
+
+
+@functools.cache
+def _kernel(macros: _Macros, dtype: torch.dtype, has_bias: bool, rebalanced: bool, has_weight: bool) -> _Kernel:
+    present = (("BIAS", int(has_bias)), ("REBALANCED", int(rebalanced)), ("LABEL_WEIGHT", int(has_weight)))
+    kernel = library("logits_loss", (("LOGITS", _LOGITS[dtype]), *macros, *present)).logits_loss
+    kernel.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     kernel.restype = None
     return kernel
+
+
+def forget() -> None:
+    """Forgets the kernels that were loaded, so that the next call asks for its library again."""
+    _KERNELS.clear()
+    _kernel.cache_clear()
