@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
+import secrets
+import shutil
 import warnings
-import zipfile
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,9 +178,35 @@ class LabelStatistics:
         return FrequencyGroups(head=is_head, medium=~(is_head | is_tail), tail=is_tail)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``counts`` and ``num_samples`` as an uncompressed NumPy archive at exactly ``path``."""
-        with open(path, "wb") as file:
-            np.savez(file, counts=self.counts.numpy(), num_samples=np.int64(self.num_samples))
+        """Writes ``counts`` and ``num_samples`` as an uncompressed NumPy archive at exactly ``path``.
+
+        Whoever reads ``path`` finds the old content or the new, never a part; after an error, the old.
+
+        Raises:
+            OSError: naming the path, where it cannot be written or is a folder or a device.
+        """
+        arrays = {"counts": self.counts.numpy(), "num_samples": np.int64(self.num_samples)}
+        # The file that a link leads to is replaced; the link stays.
+        target = os.path.realpath(path)
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise FileExistsError(errno.EEXIST, "a folder or device, which cannot be replaced", os.fspath(path))
+        temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                # Without this a crash of the machine may leave the new name with no content.
+                os.fsync(file.fileno())
+            if os.path.exists(target):
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            if isinstance(error, OSError):
+                # A full disk shows in calls that name no file, or the temporary one.
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelStatistics:
@@ -188,12 +216,16 @@ class LabelStatistics:
             FileNotFoundError: where there is no file.
             ValueError: for a file that is no such archive.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                counts, num_samples = archive["counts"], int(archive["num_samples"])
-        except (KeyError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"path: expected an archive that LabelStatistics.save wrote, got {path}") from error
-        return cls.from_counts(counts, num_samples, degenerate="ignore")
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as archive:
+                    counts, num_samples = archive["counts"], archive["num_samples"]
+                if num_samples.shape or num_samples.dtype.kind not in "iu":
+                    raise TypeError(f"num_samples: expected an integer, got {num_samples!r}")
+            except Exception as error:
+                # NumPy and zipfile raise errors of a dozen classes for a damaged archive.
+                raise ValueError(f"path: expected an archive that LabelStatistics.save wrote, got {path}") from error
+        return cls.from_counts(counts, int(num_samples), degenerate="ignore")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"counts": self.counts, "num_samples": self.num_samples, "cache": {}}

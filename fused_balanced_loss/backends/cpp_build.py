@@ -1,41 +1,113 @@
-"""The C++ kernels, built for this CPU at first use and kept on disk."""
+"""The C++ kernels, built at first use and kept on disk.
+
+Environment variables, read when a kernel is built or loaded:
+
+- ``FUSED_BALANCED_LOSS_CACHE``: the folder that keeps the kernels, an absolute path (:mod:`.cache_folders` says which
+  folder is trusted and what is taken instead).
+- ``FUSED_BALANCED_LOSS_MARCH``: the processor that the kernels are built for, as the compiler's ``-march`` takes it;
+  ``native`` by default. Each value has kernels of its own; one built for ``haswell`` or ``x86-64`` fails on a processor
+  that lacks what the name promises.
+- ``CXX``: the compiler, with options if need be, as in ``g++ -O2``; by default the first of c++, g++ and clang++.
+
+A file's name ends with the digest of its content. A file that was cut short or changed is never loaded: it is removed
+and built again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import re
+import shlex
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .build_lock import build_lock, remove_dead_builds
+from .cache_folders import cache_folders, check_file
+from .compiler_process import run_compiler
+
 _SOURCES = Path(__file__).parents[1] / "kernels"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-# Some compilers have no OpenMP: the kernels then run on one thread.
-_THREADING = (("-fopenmp",), ())
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# Seconds after which a compiler, or a process that builds the same kernel, is taken to hang. A build takes some five.
+_TIME_LIMIT = 300.0
+# What a compiler without OpenMP complains about.
+_NO_OPENMP = re.compile(r"openmp|[gil]omp|\bomp\b|omp\.h", re.IGNORECASE)
+_LINES_OF_ERROR = 12
 # Elements for which another thread is worth its start.
 _ELEMENTS_A_THREAD = 1 << 13
 
+Macros = tuple[tuple[str, int], ...]
 
-@functools.cache
-def library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+
+class KernelBuildError(RuntimeError):
+    """A C++ kernel cannot be had: there is no compiler, it fails, or there is no folder for what it makes."""
+
+
+class _Recipe(NamedTuple):
+    """What a kernel is built from."""
+
+    source: Path
+    macros: Macros
+    compiler: tuple[str, ...]
+    march: str
+
+    def command(self, made: Path, *threading: str) -> list[str]:
+        defines = [f"-D{name}={value}" for name, value in self.macros]
+        options = [*_FLAGS, f"-march={self.march}", *threading, *defines]
+        return [*self.compiler, *options, str(self.source), "-o", str(made)]
+
+    def file_stem(self) -> str:
+        """Changes with whatever the machine code depends on."""
+        sources = [self.source, *sorted(_SOURCES.glob("*.h"))]
+        # An upgrade replaces the compiler's file and keeps its name.
+        executable = os.stat(self.compiler[0])
+        compiler = [*self.compiler, str(executable.st_size), str(executable.st_mtime_ns)]
+        processor = _processor() if self.march == "native" else ""
+        parts = [*(each.read_text() for each in sources), repr(sorted(self.macros)), self.march, processor]
+        key = hashlib.sha256("\n".join([*parts, *compiler, *_FLAGS]).encode()).hexdigest()[:20]
+        return f"{self.source.stem}-{key}"
+
+
+def library(name: str, macros: Macros) -> ctypes.CDLL:
     """The kernels of ``kernels/<name>.cpp``, which says what the macros mean, for one set of them.
 
     Raises:
-        RuntimeError: where there is no C++ compiler, or it fails.
+        KernelBuildError: where it cannot be built or loaded. A process tries each set of macros once, until
+            :func:`forget`.
     """
-    source = _SOURCES / f"{name}.cpp"
-    path = cache_folder() / f"{name}-{_key(source, dict(macros))}.so"
-    if not path.exists():
-        _build(source, path, dict(macros))
-    return ctypes.CDLL(str(path))
+    found = _find(name, macros)
+    if isinstance(found, str):
+        raise KernelBuildError(found)
+    return found
+
+
+def available(name: str, macros: Macros) -> bool:
+    """Whether :func:`library` succeeds for these macros; builds the kernel where that was not done yet.
+
+    The first time in the process that a kernel of this name is not available, a warning gives the reason.
+    """
+    found = _find(name, macros)
+    if isinstance(found, str):
+        _warn_once(name, found)
+        return False
+    return True
+
+
+def forget() -> None:
+    """Lets the process load and build anew what it has loaded or failed to build."""
+    _find.cache_clear()
+    _warned.clear()
 
 
 def num_threads(num_elements: int) -> int:
@@ -48,62 +120,116 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def cache_folder() -> Path:
-    """``FUSED_BALANCED_LOSS_CACHE``, else a folder in the user's cache; one of the temporary folder where neither
-    can be written."""
-    chosen = os.environ.get("FUSED_BALANCED_LOSS_CACHE")
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(chosen or os.path.join(cache, "fused_balanced_loss"))
+_warned: set[str] = set()
+
+
+def _warn_once(name: str, reason: str) -> None:
+    if name not in _warned:
+        _warned.add(name)
+        warnings.warn(f"C++ kernels are not available: {reason}", stacklevel=3)
+
+
+@functools.cache
+def _find(name: str, macros: Macros) -> ctypes.CDLL | str:
+    """The library, or why there is none: an exception that is kept would keep the tensors of its frames."""
+    variant = f"{name} ({', '.join(f'{macro}={value}' for macro, value in macros)})"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+        recipe = _Recipe(
+            _SOURCES / f"{name}.cpp", macros, _compiler(), os.environ.get("FUSED_BALANCED_LOSS_MARCH") or "native"
+        )
+        return _load_or_build(recipe)
+    except (OSError, KernelBuildError) as error:
+        return f"{variant}: {error}"
+
+
+def _load_or_build(recipe: _Recipe) -> ctypes.CDLL:
+    if not recipe.source.is_file():
+        raise KernelBuildError(f"the source {recipe.source} is missing: the package was installed without its kernels")
+    stem = recipe.file_stem()
+    folders = cache_folders()
+    for folder in folders:
+        kept = _load_kept(folder, stem)
+        if kept is not None:
+            return kept
+    folder, deadline = folders[-1], time.monotonic() + _TIME_LIMIT
+    remove_dead_builds(folder)
+    with build_lock(folder, stem, deadline) as place:
+        # Another process may have built it while this one waited.
+        return _load_kept(folder, stem) or _build(recipe, folder, stem, place, deadline)
+
+
+def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        with contextlib.suppress(OSError):
+            return _load(path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Raises:
+    OSError: where others could have written the file, its content is not what was built, or it cannot be loaded.
+    """
+    check_file(path)
+    # The loader maps the file: reading behind its end would kill the process.
+    if _digest(path.read_bytes()) != path.stem.rpartition("-")[2]:
+        raise OSError(f"{path} was changed or cut short")
+    return ctypes.CDLL(str(path))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _build(recipe: _Recipe, folder: Path, stem: str, place: Path, deadline: float) -> ctypes.CDLL:
+    # A folder of this build alone: a compiler may outlive the process that started it, and write to its folder.
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        made = Path(scratch) / "kernel.so"
+        _compile(recipe, made, deadline)
+        made.chmod(0o600)
+        with open(made, "r+b") as file:
+            digest = _digest(file.read())
+            os.fsync(file.fileno())
+        path = folder / f"{stem}-{digest}.so"
+        os.replace(made, path)
+    try:
+        return _load(path)
     except OSError:
-        pass
-    return _own_temporary_folder()
+        path.unlink(missing_ok=True)
+        raise
 
 
-@functools.cache
-def _own_temporary_folder() -> Path:
-    # Of this process alone: what others can write must not be loaded.
-    return Path(tempfile.mkdtemp(prefix="fused_balanced_loss-"))
+def _compile(recipe: _Recipe, made: Path, deadline: float) -> None:
+    command = recipe.command(made, "-fopenmp")
+    failure = run_compiler(command, made.parent, deadline)
+    # A compiler without OpenMP gives kernels that run on one thread. No other failure may end in such a kernel.
+    if failure and _NO_OPENMP.search(failure.output):
+        command = recipe.command(made)
+        failure = run_compiler(command, made.parent, deadline)
+    if failure:
+        lines = [line for line in failure.output.splitlines() if line.strip()][:_LINES_OF_ERROR]
+        what = f"the compiler {recipe.compiler[0]} {failure.reason}"
+        raise KernelBuildError("\n".join([what, shlex.join(command), *lines]))
 
 
-def _build(source: Path, path: Path, macros: Mapping[str, int]) -> None:
-    defines = [f"-D{name}={value}" for name, value in macros.items()]
-    errors = []
-    for threading in _THREADING:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [_compiler(), *_FLAGS, *threading, *defines, "-shared", "-fPIC", str(source), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode == 0:
-                # Whoever else builds the same at this moment finds the whole file or none.
-                os.replace(made, path)
-                return
-            errors.append(done.stderr)
-    raise RuntimeError(f"the C++ compiler {_compiler()} failed: {errors[0].strip()[:2000]}")
-
-
-@functools.cache
-def _compiler() -> str:
-    chosen = os.environ.get("CXX")
-    for name in (chosen,) if chosen else ("c++", "g++", "clang++"):
-        path = shutil.which(name)
+def _compiler() -> tuple[str, ...]:
+    """The compiler's path and options."""
+    chosen = os.environ.get("CXX", "").strip()
+    candidates = [[name] for name in ("c++", "g++", "clang++")]
+    if chosen:
+        # A path may hold blanks.
+        candidates = [[chosen], shlex.split(chosen, posix=os.name != "nt")]
+    for program, *options in candidates:
+        path = shutil.which(program)
         if path:
-            return path
-    raise RuntimeError(f"no C++ compiler found ({chosen or 'c++, g++ or clang++'})")
-
-
-def _key(source: Path, macros: Mapping[str, int]) -> str:
-    """Changes with whatever the machine code depends on."""
-    sources = [source, *sorted(_SOURCES.glob("*.h"))]
-    parts = [*(each.read_text() for each in sources), repr(sorted(macros.items())), _cpu(), _compiler(), *_FLAGS]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+            return (os.path.abspath(path), *options)
+    wanted = f"CXX = {chosen}" if chosen else "c++, g++ or clang++"
+    raise KernelBuildError(f"no C++ compiler found ({wanted})")
 
 
 @functools.cache
-def _cpu() -> str:
+def _processor() -> str:
     """What ``-march=native`` goes by."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
