@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .targets import SparseTargets, as_sparse_targets, as_tensor
+from .input_values import as_integer, as_tensor
+from .target_forms import as_sparse_targets
+from .targets import SparseTargets
 
 FloatArray = NDArray[np.float64]
 Scores = dict[str, dict[str, float]]
