@@ -2,6 +2,7 @@
 
 from .classifier.functional import linear_balanced_loss
 from .classifier.module import LinearBalancedLoss
+from .collate import SparseTargetsCollator
 from .functional import balanced_loss
 from .label_statistics import FrequencyGroups, LabelStatistics
 from .modules import (
@@ -15,7 +16,7 @@ from .modules import (
 )
 from .optim.update import AdamWUpdate, SGDUpdate
 from .spec import LossSpec
-from .targets import SparseTargets, SparseTargetsCollator
+from .targets import SparseTargets
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .targets import as_sparse_targets, as_tensor
+from .input_values import as_integer, as_tensor
+from .target_forms import as_sparse_targets
 
 
 class FrequencyGroups(NamedTuple):
@@ -27,21 +28,26 @@ class FrequencyGroups(NamedTuple):
 
 
 def class_balanced_weight(counts: Tensor, beta: float) -> Tensor:
-    """(1 - beta) / (1 - beta**n) for float64 counts n of any shape; expm1 keeps the digits near beta = 1."""
+    """(1 - beta) / (1 - beta**n) for float64 counts n of any shape.
+
+    The denominator is computed by expm1, which keeps its digits where beta is near 1.
+    """
     return (1 - beta) / -torch.expm1(counts * (math.log(beta) if beta else -math.inf))
 
 
 class LabelStatistics:
     """Label counts of the *training* set, on the CPU; immutable.
 
-    Build it with :meth:`from_counts` or :meth:`from_targets`.
+    :meth:`from_counts` and :meth:`from_targets` make one and check what they are given; the constructor takes values
+    that have been checked.
 
-    A label never seen (n = 0) or always seen (n = N_train) would have an infinite bias or weight: the derived
-    quantities take its count as 1 or N_train - 1. ``counts`` keeps what was counted.
+    A label that no sample carries (n = 0), or that all samples carry (n = N_train), would have an infinite bias or
+    weight. The derived quantities therefore take its count as 1 or N_train - 1. ``counts`` keeps the true count.
 
     Attributes:
-        counts: int64 [C], training samples that carry each label.
+        counts: int64 [C], the number of training samples that carry each label.
         num_samples: N_train, at least 2.
+        cache: constants that the losses have derived, so that they are made once; copies begin without.
     """
 
     def __init__(self, counts: Tensor, num_samples: int, *, degenerate: str = "warn") -> None:
@@ -65,16 +71,15 @@ class LabelStatistics:
         """From label counts.
 
         Args:
-            counts: integers [C] in [0, num_samples]; a tensor, array or sequence.
+            counts: whole numbers [C] in [0, num_samples]; a tensor, array or sequence.
             num_samples: number of training samples, at least 2.
-            degenerate: ``"warn"`` (once, with how many), ``"error"`` or ``"ignore"`` for labels with count 0 or
-                num_samples.
+            degenerate: what happens where labels have the count 0 or num_samples: ``"warn"`` warns once and says how
+                many do, ``"error"`` raises ValueError, ``"ignore"`` does nothing.
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)):
-            raise TypeError(f"num_samples: expected an integer, got {type(num_samples).__name__} {num_samples!r}")
+        num_samples = as_integer("num_samples", num_samples)
         if num_samples < 2:
             raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
         counts = as_tensor("counts", counts).detach().cpu()
@@ -92,15 +97,16 @@ class LabelStatistics:
             raise ValueError(
                 f"counts: expected integers in [0, num_samples = {num_samples}], got {int(whole[at])} for label {at}"
             )
-        return cls(whole.clone(), int(num_samples), degenerate=degenerate)
+        return cls(whole.clone(), num_samples, degenerate=degenerate)
 
     @classmethod
     def from_targets(cls, targets: Any, num_labels: int | None = None, *, degenerate: str = "warn") -> LabelStatistics:
         """From the training targets.
 
         Args:
-            targets: SparseTargets, a dense [N, C] array or tensor, a scipy or torch sparse matrix, or an iterable of
-                each sample's label ids.
+            targets: SparseTargets; a dense [N, C] tensor, array or table such as a pandas DataFrame, of any real dtype;
+                a scipy or torch sparse matrix; or an iterable of each sample's label ids. Lists of multi-hot rows are
+                given as ``np.array(rows)``.
             num_labels: C; needed for label ids.
             degenerate: as in :meth:`from_counts`.
 
@@ -117,25 +123,25 @@ class LabelStatistics:
 
     @property
     def clamped_counts(self) -> Tensor:
-        """float64 [C], counts within [1, N_train - 1]."""
+        """float64 [C], the counts, raised to at least 1 and lowered to at most N_train - 1."""
         return self.counts.clamp(1, self.num_samples - 1).double()
 
     @property
     def prior(self) -> Tensor:
-        """float64 [C], share of the training samples that carry each label, n / N_train, of the clamped counts."""
+        """float64 [C], n / N_train with the clamped counts: the share of the training samples that carry each label."""
         return self.clamped_counts / self.num_samples
 
     @property
     def inverse_frequency(self) -> Tensor:
-        """float64 [C], 1 / n."""
+        """float64 [C], 1 / n with the clamped counts."""
         return self.clamped_counts.reciprocal()
 
     def ntr_bias(self, kappa: float = 0.05) -> Tensor:
-        """float64 [C], negative-tolerant bias v = kappa * log(N_train / n - 1) (Huang et al., 2021, section 3.3)."""
+        """float64 [C], the negative-tolerant bias kappa * log(N_train / n - 1) (Huang et al., 2021, section 3.3)."""
         return kappa * torch.log(self.num_samples / self.clamped_counts - 1)
 
     def class_balanced_weight(self, beta: float = 0.9) -> Tensor:
-        """float64 [C], (1 - beta) / (1 - beta**n) (Cui et al., CVPR 2019, equation 2).
+        """float64 [C], the weight (1 - beta) / (1 - beta**n) (Cui et al., CVPR 2019, equation 2).
 
         Raises:
             ValueError: for a beta outside [0, 1).
@@ -145,9 +151,9 @@ class LabelStatistics:
         return class_balanced_weight(self.clamped_counts, beta)
 
     def suggest_mu(self, targets: Any) -> float:
-        """Midpoint mu for the rebalanced weight: average of mean and median of r over the label occurrences.
+        """The midpoint mu for the rebalanced weight: the average of mean and median of r over the label occurrences.
 
-        Reuters gives 0.903 on 6,769 training documents, where the paper uses 0.9.
+        The 6,769 training documents of Reuters give 0.903; the paper uses 0.9 (Huang et al., 2021, section 3.2).
 
         Args:
             targets: the training targets, in any form that :meth:`from_targets` takes.
@@ -165,13 +171,15 @@ class LabelStatistics:
         return float((np.mean(share) + np.median(share)) / 2)
 
     def frequency_groups(self, *, head: int, tail: int) -> FrequencyGroups:
-        """Masks of the head (n >= head), tail (n <= tail) and medium (between) labels.
+        """Masks, bool [C], of the head (n >= head), tail (n <= tail) and medium (all other) labels.
 
-        The paper has head=35, tail=8 for Reuters and head=50, tail=15 for PubMed.
+        The paper takes head=35, tail=8 for Reuters and head=50, tail=15 for PubMed (Huang et al., 2021, section 4.1).
 
         Raises:
+            TypeError: unless both are integers.
             ValueError: unless tail < head.
         """
+        head, tail = as_integer("head", head), as_integer("tail", tail)
         if not tail < head:
             raise ValueError(f"tail: expected less than head = {head}, got {tail}")
         is_head, is_tail = self.counts >= head, self.counts <= tail

@@ -1,4 +1,4 @@
-"""What a loss is: the settings of the one formula that every loss of the family is an instance of."""
+"""The settings of the one formula that every loss of the family follows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 Weighting = Literal["none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"]
 Pooling = Literal["label", "mean_count", "mean_weight", "rarest"]
@@ -34,22 +36,22 @@ class LossSpec:
         loss = factor * s * w * (1 - p)**gamma * -log(p)      s = 1 (target 1), 1 / lam (target 0)
 
     Args:
-        gamma: focusing parameter, >= 0; of the positives alone where ``gamma_negative`` is given.
+        gamma: focusing parameter, >= 0. Where ``gamma_negative`` is given, ``gamma`` is that of the positives alone.
         gamma_negative: focusing parameter of the negatives, >= 0; None takes ``gamma``.
         probability_margin: shift ``m`` in [0, 1) of the negatives' probability, ``1 - p -> max(1 - p - m, 0)``
             (Ridnik et al., ICCV 2021, equation 5).
-        weighting: where the weight ``w`` comes from. ``"class_balanced"``: ``(1 - beta_cb) / (1 - beta_cb**n)``;
-            ``"rebalanced"``: ``alpha + sigmoid(beta * (r - mu))`` with ``r`` the share of the label's ``1/n`` in the
-            sum over the sample's labels; ``"inverse_frequency"`` and ``"sqrt_inverse_frequency"``: ``1/n`` and
-            ``n**-0.5``, scaled to mean 1 over the labels.
-        pooling: ``"label"`` weighs every label by its own count. The others weigh a whole sample by its labels:
-            by the weight at their mean count, their mean weight, or the weight of the rarest. A sample without
-            labels is weighed as if it had a label that all samples carry.
+        weighting: the formula of the weight ``w``. ``"none"``: 1. ``"class_balanced"``:
+            ``(1 - beta_cb) / (1 - beta_cb**n)``. ``"rebalanced"``: ``alpha + sigmoid(beta * (r - mu))``, where ``r`` is
+            the share of the label's ``1/n`` in the sum over the sample's labels. ``"inverse_frequency"`` and
+            ``"sqrt_inverse_frequency"``: ``1/n`` and ``n**-0.5``, scaled to mean 1 over the labels.
+        pooling: ``"label"`` weighs every label by its own count. The others give a whole sample one weight:
+            ``"mean_count"`` that of its labels' mean count, ``"mean_weight"`` its labels' mean weight, and ``"rarest"``
+            that of its rarest label. A sample without labels is weighed as if it had a label that all samples carry.
         beta_cb: class-balanced beta, in [0, 1).
-        alpha, beta, mu: the rebalancing's floor (>= 0), slope (> 0) and midpoint.
-        kappa: scale of the negative-tolerant bias ``v``; 0 switches it off.
+        alpha, beta, mu: floor (>= 0), slope (> 0) and midpoint of the rebalanced weight.
+        kappa: scale of the negative-tolerant bias ``v``; with 0 there is none.
         lam: the paper's lambda > 0, slope of the negatives' margin.
-        positive_factor, negative_factor: constants > 0 on the loss of each class.
+        positive_factor, negative_factor: factors > 0 of the positives' and the negatives' loss.
 
     Raises:
         TypeError, ValueError: naming the setting, what was expected and what came.
@@ -74,11 +76,15 @@ class LossSpec:
             value = getattr(self, field.name)
             if field.name in ("weighting", "pooling") or (field.name == "gamma_negative" and value is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
                 raise TypeError(f"{field.name}: expected a number, got {type(value).__name__} {value!r}")
-            if not math.isfinite(value):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if not math.isfinite(number):
                 raise ValueError(f"{field.name}: expected a finite number, got {value}")
-            object.__setattr__(self, field.name, float(value))
+            object.__setattr__(self, field.name, number)
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("pooling", self.pooling, POOLINGS)
         for name in ("gamma", "gamma_negative", "alpha"):
@@ -98,7 +104,7 @@ class LossSpec:
 
     @property
     def gammas(self) -> tuple[float, float]:
-        """Focusing parameters of positives and negatives."""
+        """The focusing parameters of the positives and of the negatives."""
         return self.gamma, self.gamma if self.gamma_negative is None else self.gamma_negative
 
     @property
@@ -107,7 +113,11 @@ class LossSpec:
         return self.weighting != "none" or self.kappa != 0
 
     def replace(self, **settings: Any) -> LossSpec:
-        """A copy with some settings changed."""
+        """A copy with some settings changed.
+
+        Raises:
+            TypeError, ValueError: for an unknown setting, and as the constructor does.
+        """
         unknown = sorted(set(settings) - {field.name for field in dataclasses.fields(self)})
         if unknown:
             known = ", ".join(field.name for field in dataclasses.fields(self))
@@ -120,11 +130,12 @@ class LossSpec:
 
         Args:
             name: ``"BCE"``, ``"FL"``, ``"CB"``, ``"R-FL"``, ``"NTR-FL"``, ``"DB-0FL"``, ``"CB-NTR"`` or ``"DB"`` (Huang
-                et al., EMNLP 2021, Table 2), or ``"ASL"`` (Ridnik et al., ICCV 2021: gamma 1 and 4, margin 0.05, whose
-                authors reduce by sum; corpus and convention do not change it).
-            corpus: the corpus whose settings are meant: mu is 0.9 on ``"reuters"``, 0.05 on ``"pubmed"``.
-            convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors of the
-                published experiments, on which their learning rates depend.
+                et al., EMNLP 2021, Table 2); or ``"ASL"``, asymmetric loss with gamma 1 and 4 and margin 0.05 (Ridnik
+                et al., ICCV 2021). Corpus and convention do not change ASL; its authors reduce by the sum.
+            corpus: the corpus of the paper that the settings belong to: mu is 0.9 for ``"reuters"`` and 0.05 for
+                ``"pubmed"``.
+            convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors that the
+                published experiments ran with, on which their learning rates depend.
 
         Raises:
             ValueError: for an unknown name, corpus or convention.
@@ -153,7 +164,7 @@ class LossSpec:
 
 
 def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
-    """Factors of the published experiments on the paper's positives and negatives."""
+    """The factors by which the published experiments multiply the paper's loss of positives and of negatives."""
     reuters = corpus == "reuters"
     if name == "BCE":
         return 1.0, 1.0
@@ -162,7 +173,7 @@ def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
     if name == "CB-NTR":
         return 5.0, 5.0
     if name == "NTR-FL":
-        # Run without the 1/lambda of the negatives: lambda = 2 doubles their share.
+        # The experiments left out the factor 1/lambda of the negatives, and lambda is 2: so theirs is twice as large.
         return (0.5, 1.0) if reuters else (0.25, 0.5)
     return 0.5, 0.5
 

@@ -1,26 +1,32 @@
-"""Which labels a sample carries, as sorted label ids in compressed sparse rows."""
+"""Sparse targets: the labels of each sample as sorted ids in compressed sparse rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .input_values import as_integer, as_tensor, describe
+from .label_ids import ids_of_row, refuse_multi_hot
+
+_COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
+_COMPRESSED = (*_COMPRESSED_ROWS, torch.sparse_csc, torch.sparse_bsc)
+
 
 class SparseTargets:
     """Targets [N, C] as label ids: row ``k`` carries the labels ``col[crow[k]:crow[k + 1]]``, ascending.
 
-    Build one with :meth:`from_lists`, :meth:`from_dense`, :meth:`from_scipy` or :meth:`from_torch`, which check what
-    they are given; the constructor checks too, and therefore waits for the device that holds its tensors.
+    :meth:`from_lists`, :meth:`from_dense`, :meth:`from_scipy` and :meth:`from_torch` make one from other forms, and
+    check what they are given. The constructor checks too, and therefore waits for the device that holds its tensors.
 
     Args:
         crow: int64 [N + 1], offsets into ``col``.
         col: int64 [nnz], label ids in [0, num_labels), strictly ascending within a row.
         num_labels: C.
-        check: False skips the checks, for tensors that have passed them.
+        check: False leaves out the checks, for tensors that have passed them; :meth:`check` makes them later.
 
     Raises:
         TypeError, ValueError: naming what was wrong and in which row.
@@ -36,17 +42,24 @@ class SparseTargets:
             self.check()
 
     def check(self) -> None:
+        """Raises unless these are valid targets; waits for the device that holds the tensors.
+
+        Raises:
+            TypeError: for tensors of another dtype or number of dimensions.
+            ValueError: for offsets that do not rise from 0 to nnz, and for label ids that are out of range, repeated or
+                out of order, naming the first such row.
+        """
         for name in ("crow", "col"):
             value = getattr(self, name)
             if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != 1:
-                raise TypeError(f"{name}: expected a one-dimensional int64 tensor, got {_describe(value)}")
-        if isinstance(self.num_labels, bool) or not isinstance(self.num_labels, int) or self.num_labels < 1:
-            raise ValueError(f"num_labels: expected an integer >= 1, got {self.num_labels!r}")
+                raise TypeError(f"{name}: expected a one-dimensional int64 tensor, got {describe(value)}")
+        self.num_labels = as_integer("num_labels", self.num_labels, at_least=1)
         if self.crow.device != self.col.device:
             raise ValueError(f"col: expected the device of crow, {self.crow.device}, got {self.col.device}")
         self.crow, self.col = self.crow.contiguous(), self.col.contiguous()
         crow, col = self.crow.cpu().numpy(), self.col.cpu().numpy()
-        if len(crow) < 1 or crow[0] != 0 or crow[-1] != len(col) or (np.diff(crow) < 0).any():
+        # Neighbours are compared, not subtracted: a difference of int64 can overflow and look like a rise.
+        if len(crow) < 1 or crow[0] != 0 or crow[-1] != len(col) or (crow[1:] < crow[:-1]).any():
             raise ValueError(f"crow: expected offsets that rise from 0 to {len(col)}, the length of col")
         rows = np.repeat(np.arange(len(crow) - 1), np.diff(crow))
         wrong = np.flatnonzero((col < 0) | (col >= self.num_labels))
@@ -70,28 +83,35 @@ class SparseTargets:
         """From each sample's label ids, in any order.
 
         Raises:
-            TypeError, ValueError: for ids that are not integers, out of range, or twice in a sample.
+            TypeError: for ids that are not integers.
+            ValueError: for ids that are out of range or twice in a sample, naming the row; and for rows that may as
+                well be multi-hot: all have C entries, all entries are 0 or 1, and not all rows ascend.
         """
         if not isinstance(ids, Iterable):
-            raise TypeError(f"targets: expected each sample's label ids, got {_describe(ids)}")
-        rows = [_row_of_ids(row, k) for k, row in enumerate(ids)]
+            raise TypeError(f"targets: expected each sample's label ids, got {describe(ids)}")
+        num_labels = as_integer("num_labels", num_labels, at_least=1)
+        rows = [ids_of_row(row, k, num_labels) for k, row in enumerate(ids)]
+        refuse_multi_hot(rows, num_labels)
         crow = torch.zeros(len(rows) + 1, dtype=torch.int64)
         torch.cumsum(torch.tensor([len(row) for row in rows], dtype=torch.int64), 0, out=crow[1:])
-        col = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        col = np.concatenate([np.sort(row) for row in rows]) if rows else np.empty(0, np.int64)
         return cls(crow, torch.from_numpy(col), num_labels)
 
     @classmethod
     def from_dense(cls, targets: Tensor | np.ndarray) -> SparseTargets:
-        """From a dense [N, C] array of 0 and 1, on its device.
+        """From a dense [N, C] tensor, array or table of 0 and 1 in any real dtype; a tensor's device is kept.
 
         Raises:
-            TypeError, ValueError: for another number of dimensions, or for other values.
+            TypeError: for anything that is no array of numbers.
+            ValueError: for another number of dimensions, or for other values.
         """
         dense = as_tensor("targets", targets)
         if dense.dim() != 2 or dense.shape[1] == 0:
             raise ValueError(f"targets: expected [N, C] with C >= 1, got shape {list(dense.shape)}")
+        if dense.is_complex():
+            raise TypeError(f"targets: expected bool, integers or floating-point numbers, got {dense.dtype}")
         check_binary(dense)
-        # Not of the numbers: nonzero does not know all dtypes.
+        # The numbers are compared first, because nonzero does not take all dtypes.
         row, col = torch.nonzero(dense != 0, as_tuple=True)
         return cls(_crow_from_rows(row, len(dense)), col, dense.shape[1], check=False)
 
@@ -100,31 +120,38 @@ class SparseTargets:
         """From a scipy sparse matrix or array [N, C] of 0 and 1; explicit zeros are dropped.
 
         Raises:
-            TypeError, ValueError: for another kind of object or other values.
+            TypeError: for another kind of object.
+            ValueError: for another number of dimensions, or for other values.
         """
         if not hasattr(matrix, "tocsr"):
-            raise TypeError(f"targets: expected a scipy sparse matrix, got {_describe(matrix)}")
+            raise TypeError(f"targets: expected a scipy sparse matrix, got {describe(matrix)}")
+        if len(matrix.shape) != 2:
+            raise ValueError(f"targets: expected a scipy sparse matrix [N, C], got shape {list(matrix.shape)}")
         csr = matrix.tocsr(copy=True)
         csr.sum_duplicates()
-        _check_binary_values(csr.data)
+        check_binary(as_tensor("targets", csr.data))
         csr.eliminate_zeros()
         crow = torch.from_numpy(csr.indptr.astype(np.int64))
         return cls(crow, torch.from_numpy(csr.indices.astype(np.int64)), csr.shape[1])
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> SparseTargets:
-        """From a torch sparse CSR or COO tensor [N, C] of 0 and 1, on its device; explicit zeros are dropped.
+        """From a torch sparse tensor [N, C] of 0 and 1, on its device; explicit zeros are dropped.
+
+        The layout is COO, CSR, CSC, BSR or BSC, without dense dimensions.
 
         Raises:
-            TypeError, ValueError: for a dense tensor or other values.
+            TypeError: for a dense tensor.
+            ValueError: for other dimensions, for indices outside the tensor's shape, or for other values.
         """
-        if (
-            not isinstance(matrix, Tensor)
-            or matrix.layout not in (torch.sparse_csr, torch.sparse_coo)
-            or matrix.dim() != 2
-        ):
-            raise TypeError(f"targets: expected a sparse [N, C] tensor, got {_describe(matrix)}")
-        coo = matrix.to_sparse_coo().coalesce()
+        if not isinstance(matrix, Tensor) or matrix.layout not in (torch.sparse_coo, *_COMPRESSED):
+            raise TypeError(f"targets: expected a sparse [N, C] tensor, got {describe(matrix)}")
+        if matrix.dim() != 2 or matrix.dense_dim() != 0:
+            raise ValueError(
+                f"targets: expected a sparse [N, C] tensor without dense dimensions, got {describe(matrix)} "
+                f"and {matrix.dense_dim()} dense dimensions"
+            )
+        coo = _checked(matrix.detach()).to_sparse_coo().coalesce()
         values = coo.values()
         check_binary(values)
         row, col = coo.indices()[:, values != 0]
@@ -154,7 +181,7 @@ class SparseTargets:
         rows = as_tensor("index", list(index) if isinstance(index, range) else index).to(self.device)
         if rows.dim() != 1:
             raise TypeError(
-                f"index: expected a slice or a sequence of row numbers, got {_describe(index)}; "
+                f"index: expected a slice or a sequence of row numbers, got {describe(index)}; "
                 "targets[k:k + 1] is row k"
             )
         if rows.dtype == torch.bool and len(rows) == len(self):
@@ -196,14 +223,14 @@ class SparseTargets:
     def to_dense(self, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Dense [N, C] tensor of 0 and 1."""
         if self.device.type == "cpu" and not torch.compiler.is_compiling():
-            # A quarter of the operators' host time, which is all there is for a small batch.
+            # NumPy takes a quarter of the time of PyTorch's operators, which dominates for a small batch.
             crow = self.crow.numpy()
             rows = np.repeat(np.arange(len(self)), crow[1:] - crow[:-1])
             array = np.zeros(self.shape, bool)
             array[rows, self.col.numpy()[crow[0] : crow[-1]]] = True
             return torch.from_numpy(array).to(dtype)
         dense = torch.zeros(self.shape, dtype=dtype, device=self.device)
-        dense.view(-1)[self.rows * self.num_labels + self.col] = 1
+        dense[self.rows, self.col] = 1
         return dense
 
     def to_scipy(self) -> Any:
@@ -232,89 +259,13 @@ class SparseTargets:
         return f"SparseTargets(shape={list(self.shape)}, nnz={len(self.col)}, device={str(self.device)!r})"
 
 
-def as_sparse_targets(targets: Any, num_labels: int | None = None) -> SparseTargets:
-    """SparseTargets from any form that targets come in.
-
-    Args:
-        targets: SparseTargets, a dense array or tensor [N, C], a scipy or torch sparse matrix, or an iterable of each
-            sample's label ids.
-        num_labels: C; needed for label ids, checked against the others.
-
-    Raises:
-        TypeError, ValueError: naming what was expected and what came.
-    """
-    if isinstance(targets, SparseTargets):
-        sparse = targets
-    elif isinstance(targets, Tensor) and targets.layout != torch.strided:
-        sparse = SparseTargets.from_torch(targets)
-    elif isinstance(targets, (Tensor, np.ndarray)):
-        sparse = SparseTargets.from_dense(targets)
-    elif hasattr(targets, "tocsr"):
-        sparse = SparseTargets.from_scipy(targets)
-    elif isinstance(targets, Iterable):
-        if num_labels is None:
-            raise TypeError("num_labels: expected the number of labels, which lists of label ids do not tell")
-        sparse = SparseTargets.from_lists(targets, num_labels)
-    else:
-        raise TypeError(f"targets: expected an [N, C] array or lists of label ids, got {_describe(targets)}")
-    if num_labels is not None and sparse.num_labels != num_labels:
-        raise ValueError(f"targets: expected {num_labels} labels, got {sparse.num_labels}")
-    return sparse
-
-
-class SparseTargetsCollator:
-    """Collates samples for a DataLoader, with each sample's list of label ids becoming a row of SparseTargets.
-
-    A sample is a mapping with the label ids under ``label_key``, or a tuple whose last entry is the label ids. The rest
-    goes through ``collate``, which gets the samples without their label ids.
-
-    Args:
-        num_labels: C.
-        label_key: key of the label ids in mapping samples, in and out.
-        collate: collates the rest; default :func:`torch.utils.data.default_collate`. A transformers data collator
-            fits.
-    """
-
-    def __init__(
-        self,
-        num_labels: int,
-        *,
-        label_key: str = "labels",
-        collate: Callable[[list[Any]], Any] = torch.utils.data.default_collate,
-    ) -> None:
-        self.num_labels = num_labels
-        self.label_key = label_key
-        self.collate = collate
-
-    def __call__(self, samples: Sequence[Any]) -> Any:
-        first = samples[0]
-        if isinstance(first, tuple):
-            targets = SparseTargets.from_lists([sample[-1] for sample in samples], self.num_labels)
-            return (*self.collate([sample[:-1] for sample in samples]), targets)
-        if not hasattr(first, "keys") or self.label_key not in first:
-            raise TypeError(
-                f"samples: expected tuples ending in label ids, or mappings with key {self.label_key!r}, "
-                f"got {type(first).__name__}" + (f" with keys {list(first.keys())}" if hasattr(first, "keys") else "")
-            )
-        targets = SparseTargets.from_lists([sample[self.label_key] for sample in samples], self.num_labels)
-        rest = [{key: sample[key] for key in sample if key != self.label_key} for sample in samples]
-        batch = self.collate(rest)
-        batch[self.label_key] = targets
-        return batch
-
-
-def as_tensor(name: str, value: Any) -> Tensor:
-    """torch.as_tensor, with an error that names the argument."""
-    try:
-        if isinstance(value, np.ndarray):
-            value = np.ascontiguousarray(value)
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected an array of numbers, got {_describe(value)}") from error
-
-
 def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
-    """Raises ValueError unless every entry of ``dense`` is 0 or 1, where ``mask`` is True; waits for its device."""
+    """Raises ValueError unless every entry is 0 or 1, naming the first other; waits for the device.
+
+    Args:
+        dense: targets of any shape and dtype.
+        mask: bool, of a shape that expands to that of ``dense``; entries where it is False may have any value.
+    """
     if dense.dtype == torch.bool or dense.numel() == 0:
         return
     wrong = (dense != 0) & (dense != 1)
@@ -325,32 +276,24 @@ def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
         raise ValueError(f"targets: expected 0 or 1, got {dense[where].item()} at {list(where)}")
 
 
-def _check_binary_values(values: np.ndarray) -> None:
-    if values.dtype != np.bool_:
-        check_binary(torch.from_numpy(np.ascontiguousarray(values)))
+def _checked(matrix: Tensor) -> Tensor:
+    """The sparse tensor, if its indices lie in its shape; PyTorch converts others by reading outside their memory."""
+    try:
+        if matrix.layout == torch.sparse_coo:
+            torch.sparse_coo_tensor(matrix._indices(), matrix._values(), matrix.shape, check_invariants=True)
+            return matrix
+        by_row = matrix.layout in _COMPRESSED_ROWS
+        compressed = matrix.crow_indices() if by_row else matrix.ccol_indices()
+        plain = matrix.col_indices() if by_row else matrix.row_indices()
+        return torch.sparse_compressed_tensor(
+            compressed, plain, matrix.values(), matrix.shape, layout=matrix.layout, check_invariants=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"targets: expected valid indices in {describe(matrix)}: {error}") from error
 
 
 def _crow_from_rows(row: Tensor, num_rows: int) -> Tensor:
+    """Offsets int64 [num_rows + 1] of entries whose rows ascend."""
     crow = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
     torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=crow[1:])
     return crow
-
-
-def _row_of_ids(row: Iterable[int], k: int) -> np.ndarray:
-    if isinstance(row, Tensor):
-        row = row.cpu().numpy()
-    try:
-        ids = np.asarray(row if isinstance(row, np.ndarray) else list(row))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"targets: expected integer label ids, got {_describe(row)} in row {k}") from error
-    if ids.size == 0:
-        return np.empty(0, np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TypeError(f"targets: expected integer label ids, got {ids.dtype} of shape {list(ids.shape)} in row {k}")
-    return np.sort(ids.astype(np.int64))
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.layout} tensor of {value.dtype} with shape {list(value.shape)}"
-    return type(value).__name__

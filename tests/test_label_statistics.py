@@ -7,6 +7,7 @@ import warnings
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -63,7 +64,10 @@ def test_num_samples_becomes_an_int(num_samples):
         DENSE.bool(),
         DENSE.float(),
         DENSE.long(),
+        DENSE.short(),
         DENSE.numpy(),
+        DENSE.numpy().astype(np.int64),
+        pd.DataFrame(DENSE.numpy(), columns=list("abcdef")),
         DENSE.numpy().astype(bool),
         DENSE.numpy().astype(np.float64),
         DENSE.numpy()[:, ::-1].copy()[:, ::-1],
@@ -89,8 +93,24 @@ def test_from_targets_takes_a_generator_of_label_ids():
     assert LabelStatistics.from_targets((row for row in IDS), 6, degenerate="ignore") == quiet(COUNTS, 8)
 
 
-@pytest.mark.parametrize("targets", [DENSE, DENSE.numpy(), csr_array(DENSE.numpy()), DENSE.to_sparse_csr()])
+@pytest.mark.parametrize(
+    "targets", [DENSE, DENSE.numpy(), pd.DataFrame(DENSE.numpy()), csr_array(DENSE.numpy()), DENSE.to_sparse_csr()]
+)
 def test_from_targets_needs_num_labels_only_for_ids(targets):
+    assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8)
+
+
+def test_multi_hot_lists_of_two_labels_are_refused():
+    with pytest.raises(ValueError, match=r"targets: expected label ids, got rows of 2 entries.*np.array\(targets\)"):
+        LabelStatistics.from_targets([[0, 1], [1, 0], [1, 0]], 2)
+    statistics = LabelStatistics.from_targets(np.array([[0, 1], [1, 0], [1, 0]]))
+    assert statistics.counts.tolist() == [2, 1]
+
+
+def test_from_targets_of_a_multi_label_binarizer():
+    binarizer = pytest.importorskip("sklearn.preprocessing").MultiLabelBinarizer(classes=range(6))
+    targets = binarizer.fit_transform(IDS)
+    assert targets.dtype == np.int64
     assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8)
 
 
@@ -254,6 +274,25 @@ def test_frequency_groups_part_the_labels(case, tail, gap):
 def test_frequency_groups_reject_a_tail_that_reaches_the_head(head, tail):
     with pytest.raises(ValueError, match=rf"tail: expected less than head = {head}, got {tail}"):
         LabelStatistics.from_counts([1], 10).frequency_groups(head=head, tail=tail)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"head": True, "tail": 0}, r"^head: expected an integer, got bool True"),
+        ({"head": 35, "tail": 8.0}, r"^tail: expected an integer, got float 8.0"),
+        ({"head": 2**70, "tail": 8}, r"^head: expected an integer that fits into 64 bits"),
+    ],
+)
+def test_frequency_groups_reject_what_is_no_integer(groups, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        LabelStatistics.from_counts([1], 10).frequency_groups(**groups)
+
+
+def test_frequency_groups_take_the_integers_of_numpy():
+    statistics = LabelStatistics.from_counts([36, 8, 9], 100)
+    groups = statistics.frequency_groups(head=np.int64(35), tail=np.uint8(8))
+    assert [mask.tolist() for mask in groups] == [[True, False, False], [False, False, True], [False, True, False]]
 
 
 @pytest.mark.parametrize("name", ["counts.npz", "counts", "counts.dat"])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fused_balanced_loss import LabelStatistics, SparseTargets, metrics
+from fused_balanced_loss import LabelStatistics, SparseTargets, thresholding
 from fused_balanced_loss.metrics import PAPER_THRESHOLDS, ThresholdedF1, predict_labels
 
 f1_score = pytest.importorskip("sklearn.metrics").f1_score
@@ -148,7 +148,7 @@ def test_scores_by_label_group_and_by_instance_group():
 
 @pytest.mark.parametrize("chunk", [1, 26, 100, 2**20])
 def test_chunks_and_strides_change_nothing(monkeypatch, chunk):
-    monkeypatch.setattr(metrics, "_CHUNK", chunk)
+    monkeypatch.setattr(thresholding, "CHUNK", chunk)
     logits, targets = problem(shift=0.0)
     wide = torch.full((60, 40), float("nan"))
     wide[:, 7:32] = logits
@@ -248,7 +248,7 @@ def test_predicted_labels_are_those_counted():
 
 
 def test_a_refused_batch_is_not_counted(monkeypatch):
-    monkeypatch.setattr(metrics, "_CHUNK", 30)
+    monkeypatch.setattr(thresholding, "CHUNK", 30)
     logits, targets = problem()
     f1 = counted(logits, targets)
     before = f1.micro()
@@ -270,14 +270,16 @@ def test_nan_is_seen_in_every_dtype(dtype):
 
 
 ONE = torch.zeros(1, 3)
+UNCHECKED = SparseTargets(torch.tensor([0, 1]), torch.tensor([4]), 3, check=False)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: ThresholdedF1(0), "num_labels: expected an integer >= 1, got 0"),
-        (lambda: ThresholdedF1(2.5), "num_labels: .* got 2.5"),
-        (lambda: ThresholdedF1(True), "num_labels: .* got True"),
+        (lambda: ThresholdedF1(2.5), "num_labels: .* got float 2.5"),
+        (lambda: ThresholdedF1(True), "num_labels: .* got bool True"),
+        (lambda: ThresholdedF1(2**70), "num_labels: expected an integer that fits into 64 bits"),
         (lambda: ThresholdedF1(3, []), r"thresholds: .* got shape \[0\]"),
         (lambda: ThresholdedF1(3, 0.5), r"thresholds: .* got shape \[\]"),
         (lambda: ThresholdedF1(3, [0.5, 1.5]), r"thresholds: expected numbers in \[0, 1\], got 1.5"),
@@ -291,6 +293,10 @@ ONE = torch.zeros(1, 3)
         (lambda: ThresholdedF1(3, label_groups=[1]), "label_groups: expected a mapping .* got list"),
         (lambda: ThresholdedF1(3, instance_groups={"some": (3, 2)}), r"instance_groups\['some'\]: .* got \(3, 2\)"),
         (lambda: ThresholdedF1(3, instance_groups={"some": 3}), r"instance_groups\['some'\]: expected \(low, high\)"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": (1, 2.5)}), r"instance_groups\['some'\]: .* float 2.5"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": ("1", 2)}), r"instance_groups\['some'\]: .* str '1'"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": (True, 2)}), r"instance_groups\['some'\]: .* bool True"),
+        (lambda: ThresholdedF1(3, instance_groups={"some": (1, 2**70)}), r"instance_groups\['some'\]: .* 64 bits"),
         (lambda: ThresholdedF1(3, instance_groups=3), "instance_groups: expected a mapping .* got int"),
         (lambda: ThresholdedF1(3).update(torch.zeros(1, 4), ONE), r"logits: expected \[n, 3\], got shape \[1, 4\]"),
         (lambda: ThresholdedF1(3).update(torch.zeros(3), ONE), r"logits: .* got shape \[3\]"),
@@ -310,11 +316,21 @@ ONE = torch.zeros(1, 3)
         (lambda: counted(*problem()).micro(instances="all"), r"instances: expected one of \[\], got 'all'"),
         (lambda: counted(*problem()).scores(0.405), "threshold: expected one of"),
         (lambda: predict_labels(ONE, 2), "thresholds: .* got 2"),
+        (lambda: predict_labels(ONE, 0.5, activation="softmax"), "activation: .* got 'softmax'"),
+        (lambda: ThresholdedF1(3).update(ONE.to_sparse(), ONE), "logits: expected a dense tensor, got a torch.sparse"),
+        (lambda: ThresholdedF1(3).update(ONE, UNCHECKED), r"targets: expected label ids in \[0, 3\), got 4 in row 0"),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_integers_of_numpy_are_taken():
+    f1 = ThresholdedF1(np.int64(3), instance_groups={"some": (np.int32(1), np.uint8(2)), "any": (0, sys.maxsize)})
+    f1.update(ONE + 1, torch.tensor([[1, 0, 0]], dtype=torch.int16))
+    assert type(f1.num_labels) is int
+    assert f1.instance_scores(0.5)["some"] == f1.instance_scores(0.5)["any"] == f1.scores(0.5)["total"]
 
 
 def test_the_papers_thresholds():

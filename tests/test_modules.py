@@ -69,7 +69,7 @@ def test_named_modules_are_balanced_loss_with_their_spec(name, settings, spec, r
     module = getattr(fbl, name)(STATISTICS, **settings, reduction=reduction)
     logits, targets = batch()
     got = value_and_gradient(module, targets, logits=logits)
-    want = value_and_gradient(fbl.balanced_loss, targets, STATISTICS, spec, logits=logits, reduction=reduction)
+    want = value_and_gradient(fbl.balanced_loss, targets, spec, STATISTICS, logits=logits, reduction=reduction)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert got[0].shape == ((N, C) if reduction == "none" else ())
     # Settings that the loss does not use are free to differ.

@@ -156,7 +156,20 @@ def test_numbers_must_be_finite(name, value):
         LossSpec(**{name: value})
 
 
-@pytest.mark.parametrize("value", ["2", True, [2.0], np.zeros(2), torch.tensor(2.0), 1j])
+@pytest.mark.parametrize("value", [np.int64(2), np.uint8(2), np.float32(2), np.float64(2), np.float16(2)])
+def test_numbers_of_numpy_become_floats(value):
+    spec = LossSpec(gamma=value, lam=value)
+    assert spec == LossSpec(gamma=2, lam=2)
+    assert type(spec.gamma) is type(spec.lam) is float
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_integers_beyond_float_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a finite number, got 1000"):
+        LossSpec(**{name: 10**400})
+
+
+@pytest.mark.parametrize("value", ["2", True, np.bool_(True), [2.0], np.zeros(2), torch.tensor(2.0), 1j])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_must_be_numbers(name, value):
     with pytest.raises(TypeError, match=rf"^{name}: expected a number, got {type(value).__name__}"):

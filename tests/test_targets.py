@@ -4,14 +4,18 @@ import copy
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array, csc_array, csr_array, csr_matrix
 from torch.utils.data import DataLoader
 
-from fused_balanced_loss import SparseTargets, SparseTargetsCollator
+from fused_balanced_loss import LabelStatistics, SparseTargets, SparseTargetsCollator
+from fused_balanced_loss.label_ids import refuse_multi_hot
+from fused_balanced_loss.target_forms import as_sparse_targets
+from fused_balanced_loss.targets import check_binary
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3, 4, 5], []]
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)
@@ -21,7 +25,12 @@ DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS],
 def id_lists(draw):
     num_labels = draw(st.integers(1, 9))
     row = st.lists(st.integers(0, num_labels - 1), unique=True, max_size=num_labels)
-    return draw(st.lists(row, max_size=8)), num_labels
+    ids = draw(st.lists(row, max_size=8))
+    try:
+        refuse_multi_hot([np.array(row) for row in ids], num_labels)
+    except ValueError:
+        assume(False)
+    return ids, num_labels
 
 
 @pytest.fixture
@@ -60,6 +69,11 @@ def test_layout(targets):
         lambda: SparseTargets.from_torch(DENSE.to_sparse_coo()),
         lambda: SparseTargets.from_torch(DENSE.bool().to_sparse_csr()),
         lambda: SparseTargets.from_torch(DENSE.double().to_sparse_coo()),
+        lambda: SparseTargets.from_torch(DENSE.float().to_sparse_csc()),
+        lambda: SparseTargets.from_torch(DENSE.float().to_sparse_bsr((2, 3))),
+        lambda: SparseTargets.from_torch(DENSE.float().to_sparse_bsc((3, 2))),
+        lambda: SparseTargets.from_dense(pd.DataFrame(DENSE.numpy())),
+        lambda: SparseTargets.from_dense(pd.DataFrame(DENSE.numpy()).astype({0: bool, 3: float})),
         lambda: SparseTargets.from_dense(DENSE.numpy()[::-1].copy()[::-1]),
     ],
 )
@@ -67,7 +81,20 @@ def test_every_form_gives_the_same(build, targets):
     assert build() == targets
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    ],
+)
 def test_dense_round_trip(targets, dtype):
     dense = targets.to_dense(dtype)
     assert dense.dtype == dtype
@@ -262,12 +289,160 @@ def test_collator_with_another_key_and_collate():
     assert batch == {"n": 2, "y": SparseTargets.from_lists([[2], []], 3)}
 
 
-@pytest.mark.parametrize("sample", [torch.zeros(3), [1, [2]], {"x": 1}, 3])
+@pytest.mark.parametrize("sample", [torch.zeros(3), [1, [2]], {"x": 1}, 3, ()])
 def test_collator_rejects_other_samples(sample):
     with pytest.raises(TypeError, match=r"samples: expected tuples ending in label ids, or mappings with key 'labels'"):
         SparseTargetsCollator(3)([sample])
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([{"labels": [0]}, (1, [0])], r"samples: expected samples of one kind, a mapping like the first, got tuple"),
+        ([(1, [0]), {"labels": [0]}], r"samples: expected .* a tuple like the first, got dict with keys .* as no. 1"),
+        ([(1, [0]), [1, [0]]], r"samples: expected samples of one kind, a tuple like the first, got list as no. 1"),
+        ([(1, [0]), ()], r"samples: expected tuples ending in label ids, .* got tuple as no. 1"),
+        (
+            [{"labels": [0]}, {"label": [0]}],
+            r"samples: .*mappings with key 'labels', got dict with keys \['label'\] as",
+        ),
+    ],
+)
+def test_collator_rejects_samples_of_several_kinds(samples, message):
+    with pytest.raises(TypeError, match=message):
+        SparseTargetsCollator(3)(samples)
+
+
+def test_collator_rejects_an_empty_batch():
+    with pytest.raises(ValueError, match=r"samples: expected at least one, got none"):
+        SparseTargetsCollator(3)([])
+
+
+def test_collator_rejects_a_collate_that_gives_no_mapping():
+    with pytest.raises(TypeError, match=r"collate: expected to return a mapping for samples that are, got tuple"):
+        SparseTargetsCollator(3, collate=tuple)([{"labels": [0]}])
+
+
+@pytest.mark.parametrize("num_labels", [0, True, 2.0, None, 2**70])
+def test_collator_rejects_another_number_of_labels(num_labels):
+    with pytest.raises((TypeError, ValueError), match=r"^num_labels: expected an integer"):
+        SparseTargetsCollator(num_labels)
+
+
 def test_collator_names_the_row_of_a_wrong_label():
     with pytest.raises(ValueError, match=r"targets: expected label ids in \[0, 3\), got 3 in row 1"):
         SparseTargetsCollator(3)([{"labels": [0]}, {"labels": [3]}])
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_rows_that_may_be_multi_hot_are_refused(num_labels):
+    dense = torch.eye(num_labels, dtype=torch.int64).repeat(2, 1)[1:] * (num_labels > 1) + (num_labels == 1)
+    for rows in (dense.tolist(), list(dense), list(dense.numpy())):
+        with pytest.raises(ValueError, match=rf"rows of {num_labels} entries that are all 0 or 1.*np.array\(targets\)"):
+            SparseTargets.from_lists(rows, num_labels)
+    assert torch.equal(SparseTargets.from_dense(dense).to_dense(torch.int64), dense)
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_labels"), [([[0, 1], [0, 1]], 2), ([[1, 0], [0]], 2), ([[1, 0], []], 2), ([[0]], 1), ([[1, 0]], 3)]
+)
+def test_rows_that_are_label_ids_are_taken(ids, num_labels):
+    assert SparseTargets.from_lists(ids, num_labels).to_lists() == [sorted(row) for row in ids]
+
+
+def test_a_series_of_label_ids_is_no_table():
+    assert as_sparse_targets(pd.Series(IDS), 6) == SparseTargets.from_lists(IDS, 6)
+
+
+def test_a_table_needs_no_number_of_labels():
+    table = pd.DataFrame(DENSE.numpy(), columns=list("abcdef"))
+    assert as_sparse_targets(table) == SparseTargets.from_lists(IDS, 6)
+    with pytest.raises(TypeError, match=r"targets: expected an array of numbers, got DataFrame"):
+        as_sparse_targets(table.astype({"b": str}))
+    with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got nan at \[1, 2\]"):
+        as_sparse_targets(table.astype({"c": float}).replace({"c": {0.0: np.nan}}))
+
+
+def unchecked(crow, col, num_labels=3):
+    return SparseTargets(torch.tensor(crow), torch.tensor(col, dtype=torch.int64), num_labels, check=False)
+
+
+@pytest.mark.parametrize(
+    ("crow", "col", "message"),
+    [
+        ([0, 1, 2], [0, 3], r"^targets: expected label ids in \[0, 3\), got 3 in row 1"),
+        ([0, 1, 2], [0, 10**9], r"^targets: expected label ids in \[0, 3\), got 1000000000 in row 1"),
+        ([0, 1, 2], [-1, 1], r"^targets: expected label ids in \[0, 3\), got -1 in row 0"),
+        ([0, 2], [1, 1], r"^targets: expected each label id once in a row, ascending; got 1 twice in row 0"),
+        ([0, 10**15, 2], [0, 1], r"^crow: expected offsets that rise from 0 to 2, the length of col"),
+        ([0, -5, 2], [0, 1], r"^crow: expected offsets that rise from 0 to 2"),
+        # Their difference overflows to a positive number.
+        ([0, 2**62, -(2**62) - 5, 2], [0, 1], r"^crow: expected offsets that rise from 0 to 2"),
+        ([0, 10**15], [0, 1], r"^crow: expected offsets that rise from 0 to 2"),
+    ],
+)
+def test_unchecked_targets_are_checked_later(crow, col, message):
+    targets = unchecked(crow, col)
+    for use in (SparseTargets.check, as_sparse_targets, LabelStatistics.from_targets):
+        with pytest.raises(ValueError, match=message):
+            use(targets)
+
+
+def test_unchecked_good_targets_pass():
+    unchecked([0, 1, 3], [2, 0, 1]).check()
+
+
+def test_a_label_out_of_range_never_becomes_that_of_another_row():
+    with pytest.raises(IndexError):
+        unchecked([0, 1, 1], [3]).to_dense()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2, 2)])
+def test_scipy_rejects_other_dimensions(shape):
+    with pytest.raises(ValueError, match=r"^targets: expected a scipy sparse matrix \[N, C\], got shape"):
+        SparseTargets.from_scipy(coo_array(np.ones(shape)))
+
+
+@pytest.mark.parametrize(
+    "matrix", [DENSE.float().to_sparse(1), torch.ones(3, 4, 2).to_sparse_csr(dense_dim=1), DENSE[None].to_sparse_coo()]
+)
+def test_torch_rejects_other_dimensions(matrix):
+    with pytest.raises(
+        ValueError, match=r"^targets: expected a sparse \[N, C\] tensor without dense dim.*, got a torch"
+    ):
+        SparseTargets.from_torch(matrix)
+
+
+def broken(layout):
+    # Converting such offsets writes outside the memory of the result.
+    offsets, plain = torch.tensor([0, 10**9, 1]), torch.tensor([9])
+    return torch.sparse_compressed_tensor(offsets, plain, torch.ones(1), (2, 2), layout=layout, check_invariants=False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.sparse_coo_tensor([[0], [9]], [1.0], (2, 2), check_invariants=False),
+        lambda: torch.sparse_coo_tensor([[-1], [0]], [1.0], (2, 2), check_invariants=False),
+        lambda: broken(torch.sparse_csr),
+        lambda: broken(torch.sparse_csc),
+    ],
+)
+def test_torch_rejects_indices_outside_the_shape(make):
+    with pytest.raises(ValueError, match=r"^targets: expected valid indices in a torch.sparse_"):
+        SparseTargets.from_torch(make())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_check_binary_looks_only_where_the_mask_is_true(dtype):
+    dense, mask = (
+        torch.tensor([[0, 1, 2], [1, 7, 0]]).to(dtype),
+        torch.tensor([[True, True, False], [True, False, True]]),
+    )
+    check_binary(dense, mask)
+    check_binary(dense, torch.tensor([True, False, False]).expand(2, -1))
+    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 7.* at \[1, 1\]"):
+        check_binary(dense, torch.tensor([True, True, False]))
+    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 2.* at \[0, 2\]"):
+        check_binary(dense)
+    check_binary(torch.full((2, 2), float("nan")), torch.zeros(2, 2, dtype=torch.bool))

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
+from ..collate import SparseTargetsCollator
 from ..metrics import TOTAL, ThresholdedF1
-from ..targets import SparseTargets, SparseTargetsCollator
+from ..targets import SparseTargets
 
 IGNORED = -100
 

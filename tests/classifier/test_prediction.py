@@ -30,7 +30,7 @@ def test_topk_and_above_equal_those_of_logits(classifier, chunk_size, bias):
         above = torch.sigmoid(logits) > threshold
         assert torch.equal(found.labels.to_dense(torch.bool), above)
         torch.testing.assert_close(found.logits, logits[above], rtol=1e-5, atol=1e-6)
-        found.labels._check()
+        found.labels.check()
 
 
 def test_module_predicts_and_empty_batches_do(classifier):

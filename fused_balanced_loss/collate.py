@@ -1,0 +1,75 @@
+"""Collation of samples with label ids into batches with SparseTargets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .input_values import as_integer
+from .targets import SparseTargets
+
+
+class SparseTargetsCollator:
+    """Collates samples for a DataLoader; the samples' lists of label ids become SparseTargets.
+
+    A sample is a mapping with the label ids under ``label_key``, or a tuple whose last entry is the label ids. All
+    samples are of one kind. The rest of the sample goes through ``collate``, which gets the samples without their label
+    ids.
+
+    Args:
+        num_labels: C.
+        label_key: key of the label ids in samples that are mappings, and of the targets in the batch.
+        collate: collates the rest; default :func:`torch.utils.data.default_collate`. A data collator of transformers
+            can be given. For samples that are mappings it returns a mapping that can be changed.
+
+    Raises:
+        TypeError, ValueError: for another ``num_labels``; when called, for other samples and other label ids, naming
+            the sample.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        *,
+        label_key: str = "labels",
+        collate: Callable[[list[Any]], Any] = torch.utils.data.default_collate,
+    ) -> None:
+        self.num_labels = as_integer("num_labels", num_labels, at_least=1)
+        self.label_key = label_key
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        if not len(samples):
+            raise ValueError("samples: expected at least one, got none")
+        tuples = isinstance(samples[0], tuple)
+        for number, sample in enumerate(samples):
+            self._check(sample, number, tuples)
+        ids = [sample[-1] if tuples else sample[self.label_key] for sample in samples]
+        targets = SparseTargets.from_lists(ids, self.num_labels)
+        if tuples:
+            return (*self.collate([sample[:-1] for sample in samples]), targets)
+        batch = self.collate([{key: sample[key] for key in sample if key != self.label_key} for sample in samples])
+        if not hasattr(batch, "__setitem__") or not hasattr(batch, "keys"):
+            raise TypeError(f"collate: expected to return a mapping for samples that are, got {type(batch).__name__}")
+        batch[self.label_key] = targets
+        return batch
+
+    def _check(self, sample: Any, number: int, tuples: bool) -> None:
+        """Raises TypeError unless the sample has label ids, and is of the kind of the first."""
+        is_mapping = hasattr(sample, "keys")
+        if tuples and isinstance(sample, tuple) and len(sample):
+            return
+        if not tuples and is_mapping and self.label_key in sample:
+            return
+        got = type(sample).__name__ + (f" with keys {list(sample.keys())}" if is_mapping else "")
+        if number and tuples != isinstance(sample, tuple):
+            kind = "tuple" if tuples else "mapping"
+            raise TypeError(
+                f"samples: expected samples of one kind, a {kind} like the first, got {got} as no. {number}"
+            )
+        raise TypeError(
+            f"samples: expected tuples ending in label ids, or mappings with key {self.label_key!r}, "
+            f"got {got} as no. {number}"
+        )

@@ -1,0 +1,55 @@
+"""Lists of label ids as a caller gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from .input_values import INT64_MAX, describe
+
+_MULTI_HOT = "pass np.array(targets) if the rows are multi-hot"
+
+
+def ids_of_row(row: Iterable[int], k: int, num_labels: int) -> np.ndarray:
+    """The label ids of row ``k`` as int64 [n], in the order given; their range is checked by SparseTargets.
+
+    Raises:
+        TypeError: for ids that are not integers.
+        ValueError: for ids outside int64, which hold no label.
+    """
+    try:
+        if isinstance(row, Tensor):
+            row = row.detach().cpu().numpy()
+        ids = np.asarray(row if isinstance(row, np.ndarray) else list(row))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"targets: expected integer label ids, got {describe(row)} in row {k}") from error
+    if ids.size == 0:
+        return np.empty(0, np.int64)
+    whole = ids.dtype.kind in "iu" or all(isinstance(label, int) and not isinstance(label, bool) for label in ids.flat)
+    if ids.ndim != 1 or not whole:
+        hint = f"; {_MULTI_HOT}" if ids.dtype.kind in "bf" and ids.shape == (num_labels,) else ""
+        raise TypeError(
+            f"targets: expected integer label ids, got {ids.dtype} of shape {list(ids.shape)} in row {k}{hint}"
+        )
+    if ids.dtype.kind != "i" and int(ids.max()) > INT64_MAX:
+        raise ValueError(f"targets: expected label ids in [0, {num_labels}), got {ids.max()} in row {k}")
+    return ids.astype(np.int64)
+
+
+def refuse_multi_hot(rows: Sequence[np.ndarray], num_labels: int) -> None:
+    """Raises ValueError where rows of label ids may be rows of 0 and 1, one for each label.
+
+    That is so where every row has ``num_labels`` entries and all entries are 0 or 1. Rows that ascend are taken as ids:
+    a batch of two labels may hold nothing but [0, 1].
+    """
+    if not len(rows) or any(len(row) != num_labels for row in rows):
+        return
+    entries = np.stack(rows)
+    ascending = (entries[:, 1:] > entries[:, :-1]).all() and (entries < num_labels).all()
+    if ((entries == 0) | (entries == 1)).all() and not ascending:
+        raise ValueError(
+            f"targets: expected label ids, got rows of {num_labels} entries that are all 0 or 1, for {num_labels} "
+            f"labels; {_MULTI_HOT}, or sort the ids of each row if they are label ids"
+        )

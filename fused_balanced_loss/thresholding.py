@@ -1,0 +1,94 @@
+"""From logits to probabilities in bounded memory, and their exact comparison with thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .input_values import describe
+
+FloatArray = NDArray[np.float64]
+Activation = Literal["sigmoid", "none"]
+
+# Rows are taken so many elements at a time, which bounds the memory of a call, whatever the size of the batch.
+CHUNK = 2**20
+
+
+def check_activation(activation: str) -> None:
+    """Raises ValueError unless it is a name of :data:`Activation`."""
+    if activation not in ("sigmoid", "none"):
+        raise ValueError(f"activation: expected 'sigmoid' or 'none', got {activation!r}")
+
+
+def check_logits(logits: Tensor, num_labels: int | None) -> int:
+    """The number of labels C of logits [n, C]; waits for the device that holds them.
+
+    Args:
+        logits: what a caller gave.
+        num_labels: C, if it is known.
+
+    Raises:
+        TypeError: unless it is a dense tensor of a floating dtype.
+        ValueError: for another shape, and for a NaN, naming the first.
+    """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"logits: expected a floating-point tensor, got {got}")
+    if logits.layout != torch.strided or logits.is_nested:
+        raise TypeError(f"logits: expected a dense tensor, got {describe(logits)}")
+    if logits.dim() != 2 or logits.shape[1] != (num_labels or max(logits.shape[1], 1)):
+        raise ValueError(f"logits: expected [n, {num_labels or 'C >= 1'}], got shape {list(logits.shape)}")
+    for start, chunk in _chunks(logits):
+        # The maximum is NaN where any element is; it needs no memory, as a mask of all elements would.
+        if bool(chunk.amax().isnan()):
+            row, label = torch.nonzero(chunk.isnan())[0].tolist()
+            raise ValueError(f"logits: expected numbers, got NaN in row {start + row} for label {label}")
+    return logits.shape[1]
+
+
+def probabilities(logits: Tensor, activation: Activation) -> Iterator[tuple[int, Tensor]]:
+    """Chunks of the rows as float32 probabilities [rows, C], each with the number of its first row."""
+    for start, chunk in _chunks(logits):
+        yield start, torch.sigmoid(chunk.float()) if activation == "sigmoid" else chunk.float()
+
+
+def as_thresholds(thresholds: Any, activation: Activation) -> FloatArray:
+    """Thresholds as a read-only float64 array [T].
+
+    Raises:
+        TypeError: for what are no numbers.
+        ValueError: for another number of dimensions, and for numbers outside [0, 1], or, without an activation, outside
+            float32.
+    """
+    try:
+        values = np.array(thresholds, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"thresholds: expected numbers, got {thresholds!r}") from error
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"thresholds: expected one dimension [T] with T >= 1, got shape {list(values.shape)}")
+    low, high = (0.0, 1.0) if activation == "sigmoid" else (-np.finfo(np.float32).max, np.finfo(np.float32).max)
+    wrong = ~((values >= low) & (values <= high))
+    if wrong.any():
+        raise ValueError(f"thresholds: expected numbers in [{low:g}, {high:g}], got {values[wrong][0]}")
+    values.setflags(write=False)
+    return values
+
+
+def float32_below(thresholds: FloatArray) -> NDArray[np.float32]:
+    """For each threshold the largest float32 number that is not above it.
+
+    A float32 probability is greater than this number exactly if it is greater than the float64 threshold.
+    """
+    rounded = thresholds.astype(np.float32)
+    return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def _chunks(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    rows = max(1, CHUNK // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        yield start, logits[start : start + rows]
