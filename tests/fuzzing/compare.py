@@ -33,6 +33,7 @@ def disagreement(ours: Tensor, expected: Bounds) -> str | None:
     where = torch.nonzero(wrong)[0].tolist() if ours.dim() else []
     at = tuple(where)
     return (
-        f"is {got[at].item():.9g} for {value[at].item():.9g} at {where} (off by {abs((got[at] - value[at]).item()):.3g}, "
+        f"is {got[at].item():.9g} for {value[at].item():.9g} at {where} "
+        f"(off by {abs((got[at] - value[at]).item()):.3g}, "
         f"allowed {expected.margin[at].item():.3g}; {int(wrong.sum())} of {ours.numel()} wrong)"
     )

@@ -1,4 +1,4 @@
-"""The equations of the losses in float64, with what rounding may change; nothing of the library is used but its settings.
+"""The equations of the losses in float64, and what rounding may change; of the library only the settings are used.
 
 Loss and gradient are those of DESIGN section 2. The margins follow from the rule for numerical programs: the result is
 that of inputs which are off by a few roundings. So every quantity that a program has to round (the margin t, the
@@ -51,13 +51,16 @@ class Exact(NamedTuple):
 def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     """Loss and gradient; ``eps`` is that of the dtype a program computes in."""
     label = batch.y == 1
-    bias = spec.kappa * torch.log(batch.num_train / batch.counts - 1) if spec.kappa else torch.zeros_like(batch.counts)
+    # N/n - 1 without the cancellation of a label that nearly all samples carry.
+    bias = spec.kappa * torch.log((batch.num_train - batch.counts) / batch.counts)
     d = batch.z - bias
     dt_dz = _either(label, 1.0, -spec.lam)
     t = d * dt_dz
     weight, weight_error = _weight(batch, label, spec, eps)
     factor = _either(label, spec.positive_factor, spec.negative_factor / spec.lam)
     off = _UNITS * eps * (batch.z.abs() + bias.abs() + 1) + batch.z_error
+    # N/n - 1, read literally in float64, loses the digits that N/n and 1 have in common.
+    off = off + 4 * abs(spec.kappa) * torch.finfo(torch.float64).eps * batch.num_train / (batch.num_train - batch.counts)
     off = torch.where(torch.isfinite(t), off * dt_dz.abs(), 0.0)
 
     loss, slope = _parts(t, label, spec)
