@@ -69,6 +69,7 @@ class Case:
     bias: bool = True
     chunk_size: int | None = None
     forms: tuple[tuple[str, str], ...] = ()
+    inference: tuple[str, ...] = ()
 
     def form(self, name: str) -> str:
         return dict(self.forms).get(name, "contiguous")
@@ -162,6 +163,10 @@ def draw(seed: int, number: int, only: tuple[str, ...] = ()) -> Case:
         draw_form("label_mask", 1 if label_mask == "labels" else len(rows) + 1, False)
     if reduction == "none":
         draw_form("upstream", len(rows) + 1, True)
+    grad = rng.random() < 0.85
+    # Autograd cannot keep a tensor that inference mode made: those of a differentiated argument are not.
+    free = ("targets", "sample_weight", "label_mask", *(() if grad else ("logits", "features", "weight", "bias")))
+    inference = tuple(name for name in free if rng.random() < 0.05)
     kinds = ("normal", "normal", "normal", "wide", "large", "infinite", "nan", "denormal")
     return Case(
         number=number,
@@ -184,10 +189,11 @@ def draw(seed: int, number: int, only: tuple[str, ...] = ()) -> Case:
         reduction=reduction,
         gradient=gradient,
         upstream=rng.choice((1.0, 1.0, 0.5, -3.0, 1024.0, 0.0)),
-        grad=rng.random() < 0.85,
+        grad=grad,
         bias=rng.random() < 0.8,
         chunk_size=rng.choice((None, 1, 7, 128)) if linear else None,
         forms=tuple(sorted(forms.items())),
+        inference=inference,
     )
 
 
@@ -247,8 +253,13 @@ def make(case: Case) -> Arguments:
 
     def add(name: str, values: Tensor) -> Tensor:
         base, view = place(values, case.form(name))
+        if name in case.inference and case.gradient != "in_place":
+            with torch.inference_mode():
+                base = base.clone()
+                made.tensors[name] = view(base)
+        else:
+            made.tensors[name] = view(base)
         made.bases[name], made.views[name] = base, view
-        made.tensors[name] = view(base)
         return made.tensors[name]
 
     if case.linear:

@@ -34,17 +34,25 @@ def check(case: Case) -> str | None:
         # SparseTargets are made there.
         return _judge_error(case, error, set())
     expected_errors = _expected_errors(case, arguments)
-    before = {name: bytes_of(base).clone() for name, base in arguments.bases.items()}
+    before = {name: (bytes_of(base).clone(), _version(base)) for name, base in arguments.bases.items()}
     try:
         results = _call(case, arguments)
     except Exception as error:
         return _judge_error(case, error, expected_errors)
     if expected_errors:
         return f"raised nothing, where an error of {' or '.join(sorted(expected_errors))} was expected"
-    changed = [name for name, base in arguments.bases.items() if not torch.equal(bytes_of(base), before[name])]
+    changed = [
+        name
+        for name, base in arguments.bases.items()
+        if not torch.equal(bytes_of(base), before[name][0]) or _version(base) != before[name][1]
+    ]
     if changed:
         return f"modified {', '.join(changed)}"
     return _judge_linear(case, arguments, results) if case.linear else _judge(case, arguments, results)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _kept(case: Case, arguments: Arguments) -> tuple[Tensor, Tensor]:
@@ -139,7 +147,9 @@ def _call(case: Case, arguments: Arguments) -> list[Tensor]:
         if case.gradient == "in_place":
             # The gradient is written over a result's memory, and no longer belongs to that result.
             leaf = arguments.bases["logits"].detach().clone().requires_grad_(case.grad)
-            leaves, inputs = [leaf], [arguments.views["logits"](leaf * 1)]
+            computed = leaf * 1
+            leaves, inputs = [leaf], [arguments.views["logits"](computed)]
+            beside = computed.detach().clone()
     wanted = [leaf for leaf in leaves if leaf is not None]
     with warnings.catch_warnings(), contextlib.nullcontext() if case.impl == "compile" else _poisoned():
         warnings.simplefilter("ignore")
@@ -153,6 +163,11 @@ def _call(case: Case, arguments: Arguments) -> list[Tensor]:
     for name in arguments.bases:
         arguments.bases[name] = arguments.bases[name].detach()
     if case.gradient == "in_place":
+        # What lies between the logits is nobody's to write.
+        for memory in (beside, computed.detach()):
+            arguments.views["logits"](memory).zero_()
+        if not torch.equal(bytes_of(beside), bytes_of(computed.detach())):
+            raise AssertionError("memory beside the logits was written")
         gradients = (arguments.views["logits"](gradients[0]),)
     return [loss.detach(), *gradients]
 

@@ -60,7 +60,9 @@ def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     factor = _either(label, spec.positive_factor, spec.negative_factor / spec.lam)
     off = _UNITS * eps * (batch.z.abs() + bias.abs() + 1) + batch.z_error
     # N/n - 1, read literally in float64, loses the digits that N/n and 1 have in common.
-    off = off + 4 * abs(spec.kappa) * torch.finfo(torch.float64).eps * batch.num_train / (batch.num_train - batch.counts)
+    off = off + 4 * abs(spec.kappa) * torch.finfo(torch.float64).eps * batch.num_train / (
+        batch.num_train - batch.counts
+    )
     off = torch.where(torch.isfinite(t), off * dt_dz.abs(), 0.0)
 
     loss, slope = _parts(t, label, spec)

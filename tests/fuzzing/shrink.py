@@ -44,6 +44,8 @@ def _simpler(case: Case) -> Iterator[Case]:
             yield dataclasses.replace(case, **{name: value})
     for name, _ in case.forms:
         yield dataclasses.replace(case, forms=tuple(form for form in case.forms if form[0] != name))
+    for name in case.inference:
+        yield dataclasses.replace(case, inference=tuple(other for other in case.inference if other != name))
     plain = LossSpec()
     for name, value in vars(plain).items():
         if getattr(case.spec, name) == value:
