@@ -14,6 +14,7 @@ for package in ("joblib", "scipy", "sklearn", "transformers"):
     pytest.importorskip(package)
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+from agreement import assert_alike  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
 from corpora.generated_reuters import generate_corpus  # noqa: E402
 from encoders import frozen, head_training  # noqa: E402
@@ -127,7 +128,8 @@ def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkey
     assert sum(encoded) == 110, "a text was encoded twice, or not at all"
     whole = frozen_features(small_corpus, model, 8, tmp_path / "other", quiet, quiet)
     for part in whole:
-        np.testing.assert_array_equal(found[part], whole[part])
+        # The encoder is loaded anew, at other addresses.
+        np.testing.assert_allclose(found[part], whole[part], rtol=1e-5, atol=1e-6)
 
 
 def test_model_name_follows_the_weights(model, tmp_path):
@@ -198,10 +200,13 @@ def test_scores_are_those_of_scikit_learn(corpus):
 
 
 def test_training_is_the_same_again(corpus, words, tmp_path):
-    results = [
-        head_training.train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path, quiet) for seed in (0, 0, 1)
-    ]
-    assert results[0]["test"] == results[1]["test"] != results[2]["test"]
+    losses = []
+    for run, seed in enumerate((0, 0, 1)):
+        epochs = []
+        head_training.train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path / str(run), epochs.append)
+        losses.append([epoch["loss"] for epoch in epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-3)
 
 
 def test_killed_training_goes_on_to_the_same_end(corpus, words, tmp_path, monkeypatch):
@@ -221,8 +226,8 @@ def test_killed_training_goes_on_to_the_same_end(corpus, words, tmp_path, monkey
     found = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", epochs.append)
     assert len(trained) == 1
     assert [epoch["number"] for epoch in epochs] == [1, 2, 3]
-    assert [epoch["loss"] for epoch in epochs] == [epoch["loss"] for epoch in whole]
-    assert found["test"] == expected["test"]
+    assert [epoch["loss"] for epoch in epochs] == pytest.approx([epoch["loss"] for epoch in whole], rel=1e-5)
+    assert_alike(found["test"], expected["test"], 0.02)
 
 
 def test_fused_classifier_gives_the_same_results(corpus, words, tmp_path):
@@ -254,7 +259,7 @@ def test_broken_checkpoint_begins_anew(corpus, words, tmp_path, capsys):
     (tmp_path / head_training.CHECKPOINT).write_bytes(b"half a check")
     expected = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)
     found = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
-    assert found["test"] == expected["test"]
+    assert_alike(found["test"], expected["test"], 0.02)
     assert "the run begins anew" in capsys.readouterr().err
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("optuna")
 pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+from agreement import assert_alike
 from corpora.corpus import Split
 from encoders import bert, fine_tuning, pretrained, tokens
 from encoders.bert import BertEncoder
@@ -64,6 +65,21 @@ def without_times(result, epochs):
     return kept, [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in epochs]
 
 
+def differing_labels(one, other):
+    """Predicted in one of two results alone: a probability beside the threshold may be rounded to either side."""
+    pairs = zip(one["predictions"], other["predictions"], strict=True)
+    return sum(len({*first} ^ {*second}) for first, second in pairs)
+
+
+def assert_same_run(one, other):
+    """Results and epochs of two runs that did the same arithmetic at other addresses."""
+    (result, epochs), (other_result, other_epochs) = without_times(*one), without_times(*other)
+    assert differing_labels(result, other_result) <= 2
+    assert_alike(result | {"predictions": None}, other_result | {"predictions": None}, 0.02)
+    assert_alike(epochs, other_epochs, 0.02)
+    assert_alike([epoch["loss"] for epoch in epochs], [epoch["loss"] for epoch in other_epochs], 1e-3)
+
+
 def run_process(encoder, cache, folder, death="never", *changes, launcher=()):
     """Exit code, and result and epochs where there are any."""
     target = folder.with_suffix(".json")
@@ -87,7 +103,7 @@ def test_fused_classifier_gives_the_same_results(encoder, cache, tmp_path):
     assert [epoch["loss"] for epoch in fused_epochs] == pytest.approx(
         [epoch["loss"] for epoch in plain_epochs], rel=1e-3
     )
-    assert fused["predictions"] == plain["predictions"]
+    assert differing_labels(fused, plain) <= 2
     settings = [
         BertEncoder(str(encoder), BertSettings(fused_classifier=fused), cache).settings for fused in (False, True)
     ]
@@ -134,7 +150,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(encoder, cache, tmp_path, wh
         code, result, _ = run_process(encoder, cache, folder, death)
         assert code == -signal.SIGKILL and result is None
     _, result, epochs = run_process(encoder, cache, folder)
-    assert without_times(result, epochs) == without_times(*whole[1:])
+    assert_same_run((result, epochs), whole[1:])
 
 
 def test_a_run_killed_after_training_is_only_scored(encoder, cache, tmp_path, whole, monkeypatch):
@@ -142,8 +158,7 @@ def test_a_run_killed_after_training_is_only_scored(encoder, cache, tmp_path, wh
     shutil.copytree(whole[0], moved)
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     result, epochs = fine_tune(encoder, cache, moved)
-    assert without_times(result, epochs)[1] == without_times(*whole[1:])[1]
-    assert without_times(result, []) == without_times(whole[1], [])
+    assert_same_run((result, epochs), whole[1:])
     assert str(moved) in read_state(newest_checkpoint(moved))["best_model_checkpoint"]
 
 
@@ -207,7 +222,7 @@ def test_stops_early_and_stays_stopped(encoder, cache, tmp_path, monkeypatch):
     assert len(epochs) == 2 and result["best_epoch"] == 1
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     again, _ = fine_tune(encoder, cache, tmp_path / "run", epochs=9, patience=1, learning_rate=1e-8)
-    assert again["test"] == result["test"]
+    assert_alike(again["test"], result["test"], 0.02)
 
 
 def test_training_that_diverges_ends_with_a_result(encoder, cache, tmp_path):
@@ -222,7 +237,8 @@ def test_learns_and_seeds_differ(encoder, cache, tmp_path):
         for seed in (0, 0, 1)
         if not shutil.rmtree(tmp_path / str(seed), ignore_errors=True)
     ]
-    assert results[0] == results[1] != results[2]
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+    assert results[0] != pytest.approx(results[2], rel=1e-3)
 
 
 def test_a_part_of_the_training_documents(encoder, cache, tmp_path):
@@ -333,7 +349,8 @@ def test_keeps_models_and_logs(encoder, cache, tmp_path):
     batch = tokenizer(tiny_corpus().test.texts, truncation=True, max_length=16, padding=True, return_tensors="pt")
     with torch.no_grad():
         predicted = torch.sigmoid(classifier(**batch).logits) > result["threshold"]
-    assert [row.nonzero()[:, 0].tolist() for row in predicted] == result["predictions"]
+    found = {"predictions": [row.nonzero()[:, 0].tolist() for row in predicted]}
+    assert differing_labels(found, result) <= 2
     lines = [json.loads(line) for line in (tmp_path / "logs" / "DB-0.jsonl").read_text().splitlines()]
     assert any("loss" in line for line in lines) and any("eval_micro_f1" in line for line in lines)
 

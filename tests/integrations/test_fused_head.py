@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from agreement import assert_same_but_for_rounding
 from tiny_bert import NUM_LABELS, samples, tiny_classifier, tiny_config, tiny_tokenizer
 from transformers import BertForSequenceClassification, RobertaForSequenceClassification, Trainer, TrainingArguments
 
@@ -63,7 +64,8 @@ def test_trains_as_the_plain_path_does_and_loads_into_the_plain_model(tmp_path, 
     model.save_pretrained(tmp_path / "saved")
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "saved").to(device).eval()
     batch = {"input_ids": torch.tensor([[2, 7, 9, 3]], device=device)}
-    assert torch.equal(loaded(**batch).logits, model.eval()(**batch).logits)
+    # The loaded weights lie at other addresses, for which a matrix product may take another path.
+    assert_same_but_for_rounding(loaded(**batch).logits, model.eval()(**batch).logits)
 
 
 def test_no_logits_in_training(statistics):
