@@ -258,3 +258,13 @@ class ClassifierUpdate(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Calls that wait for their backward belong to this object alone, and cannot be copied.
         return self.__dict__ | {"_calls": weakref.WeakSet()}
+
+
+def ignore_update_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """A pre-hook of ``load_state_dict``: where ``module.update`` is None, what another's update has saved is left out.
+
+    So a classifier that was trained with an update loads strictly into one without.
+    """
+    if module.update is None:
+        for key in [key for key in state_dict if key.startswith(f"{prefix}update.")]:
+            del state_dict[key]

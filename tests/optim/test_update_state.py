@@ -165,6 +165,17 @@ def test_a_classifier_with_update_loads_one_without():
         loss.update.load_state_dict({})
 
 
+def test_a_classifier_without_update_loads_one_with():
+    trained, plain = make(AdamWUpdate(0.05)), make(None)
+    step(trained)
+    plain.load_state_dict(trained.state_dict())
+    assert torch.equal(plain.weight, trained.weight)
+    nested = torch.nn.ModuleDict({"head": plain})
+    nested.load_state_dict(torch.nn.ModuleDict({"head": trained}).state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*updates"):
+        plain.load_state_dict(trained.state_dict() | {"updates": torch.zeros(1)})
+
+
 @pytest.mark.parametrize("backward", ["sum", "grad", "shared"])
 def test_two_calls_in_one_backward_change_nothing(backward):
     loss = make(AdamWUpdate(0.05))
@@ -172,13 +183,13 @@ def test_two_calls_in_one_backward_change_nothing(backward):
     features, targets = batch()
     features.requires_grad_()
     one, two = loss(features, targets), loss(features * 2, targets)
-    with pytest.raises(RuntimeError, match="expected one call of the classifier for each backward.*got 2"):
-        if backward == "sum":
-            (one + two).backward()
-        elif backward == "grad":
-            torch.autograd.grad(one + two, features)
-        else:
-            torch.autograd.backward([one, two])
+    run = {
+        "sum": lambda: (one + two).backward(),
+        "grad": lambda: torch.autograd.grad(one + two, features),
+        "shared": lambda: torch.autograd.backward([one, two]),
+    }[backward]
+    with pytest.raises(RuntimeError, match=r"expected one call of the classifier for each backward.*got 2"):
+        run()
     for name, value in loss.state_dict().items():
         assert torch.equal(value, before[name]), name
 
