@@ -1,18 +1,18 @@
-"""In-place step of a chunk of a linear classifier: gradient, weight and moments to new weight and moments."""
+"""In-place step of a chunk of a linear classifier: gradient, weight and moments give the new weight and moments."""
 
 import triton
 import triton.language as tl
 
-# Which tensor random bits are for.
+# Which tensor the random bits belong to.
 WEIGHT = tl.constexpr(0)
-FIRST = tl.constexpr(1)
-SECOND = tl.constexpr(2)
+FIRST_MOMENT = tl.constexpr(1)
+SECOND_MOMENT = tl.constexpr(2)
 BIAS = tl.constexpr(3)
 
 
 @triton.jit
 def mix(x):
-    """A hash of uint32: Wellons' "lowbias32" finalizer."""
+    """A hash of uint32: Wellons' "lowbias32"."""
     x = x ^ (x >> 16)
     x = x * 0x7FEB352D
     x = x ^ (x >> 15)
@@ -21,163 +21,236 @@ def mix(x):
 
 
 @triton.jit
-def step_key(seed_ptr, number_ptr):
-    """uint32: a hash of seed and step, but for the step's last two bits, which say which tensor."""
+def step_key(seed_ptr, step_number_ptr):
+    """uint32 each: a hash of the seed; four times the step's number, whose last two bits are left for the tensor's."""
     seed = tl.load(seed_ptr)
-    number = tl.load(number_ptr)
+    step_number = tl.load(step_number_ptr)
     key = mix(mix(seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
-    return key, (number * 4).to(tl.uint32)
+    return key, (step_number * 4).to(tl.uint32)
 
 
 @triton.jit
-def store_rounded(ptr, value, mask, row, column, key, number, WHICH: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Stores float32 values as what ``ptr`` points to; to bfloat16 rounded to nearest or by the bits of their place."""
+def store_rounded(ptr, value, mask, label, column, key, step_bits, WHICH: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Stores float32 values in the dtype of ``ptr``; bfloat16 is rounded to nearest or by the bits of each place."""
     if ptr.dtype.element_ty == tl.bfloat16:
         raw = value.to(tl.uint32, bitcast=True)
         if STOCHASTIC:
-            row_key = mix(mix(key ^ (number + WHICH)) ^ row.to(tl.uint32))
+            row_key = mix(mix(key ^ (step_bits + WHICH)) ^ label.to(tl.uint32))
             added = mix(row_key ^ (column.to(tl.uint32) * 0x9E3779B9)) >> 16
         else:
-            # Ties to even; the interpreter's own conversion cuts off.
+            # Round half to even by hand: the interpreter's own conversion cuts the bits off.
             added = ((raw >> 16) & 1) + 0x7FFF
         rounded = ((raw + added) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        # Keep a NaN: the addition could carry it over into another number.
         value = tl.where(value == value, rounded, value)
     tl.store(ptr, value.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def stepped(
-    g, value, first, second, square, rate, keep, root, SPEC: tl.constexpr, ADAMW: tl.constexpr, MOMENTUM: tl.constexpr
+    # float32 tensors of one shape: the gradient, the value, its moments, and what the second moment averages.
+    gradient,
+    value,
+    first_moment,
+    second_moment,
+    square,
+    # float32 numbers of the step.
+    step_size,
+    weight_scale,
+    root_correction,
+    # Constants of the rule.
+    MOMENTUM: tl.constexpr,
+    ONE_MINUS_BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    ONE_MINUS_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    L2_PENALTY: tl.constexpr,
+    ADAMW: tl.constexpr,
+    HAS_FIRST_MOMENT: tl.constexpr,
 ):
-    """Value, first and second moment after a step; ``square``: what the second moment averages."""
+    """Value, first and second moment after a step."""
     if ADAMW:
-        first = first + SPEC[1] * (g - first)
-        second = SPEC[2] * second + SPEC[3] * square
-        value = value * keep - rate * (first / (tl.sqrt_rn(second) / root + SPEC[4]))
+        first_moment = first_moment + ONE_MINUS_BETA1 * (gradient - first_moment)
+        second_moment = BETA2 * second_moment + ONE_MINUS_BETA2 * square
+        denominator = tl.sqrt_rn(second_moment) / root_correction + EPS
+        value = value * weight_scale - step_size * (first_moment / denominator)
     else:
-        if SPEC[5] != 0.0:
-            g = g + SPEC[5] * value
-        if MOMENTUM:
-            first = SPEC[0] * first + g
-            value = value - rate * first
+        if L2_PENALTY != 0.0:
+            gradient = gradient + L2_PENALTY * value
+        if HAS_FIRST_MOMENT:
+            first_moment = MOMENTUM * first_moment + gradient
+            value = value - step_size * first_moment
         else:
-            value = value - rate * g
-    return value, first, second
+            value = value - step_size * gradient
+    return value, first_moment, second_moment
 
 
-@triton.jit(do_not_specialize=["num_rows", "first_row"])
+@triton.jit(do_not_specialize=["num_rows", "first_label"])
 def classifier_update_kernel(
-    gradient_ptr,
+    # Gradients, float32: of the weight [num_rows, num_features], rows side by side; of the bias [num_rows].
+    weight_gradient_ptr,
     bias_gradient_ptr,
+    # The weight [num_rows, num_features] by weight_stride, its first moment [num_rows, num_features], and its second
+    # moment: [num_rows, num_features], or [num_rows] with SECOND_MOMENT_A_ROW.
     weight_ptr,
-    first_ptr,
-    second_ptr,
+    first_moment_ptr,
+    second_moment_ptr,
+    # The bias [num_rows] and its moments [num_rows], float32.
     bias_ptr,
-    bias_first_ptr,
-    bias_second_ptr,
+    bias_first_moment_ptr,
+    bias_second_moment_ptr,
+    # The step: float64 [4] gradient_scale, step_size, weight_scale, root_correction; bool [], False changes nothing;
+    # int64 [] each.
     numbers_ptr,
     finite_ptr,
     seed_ptr,
-    number_ptr,
+    step_number_ptr,
+    # Shape of the chunk, and the label of its first row.
     num_rows,
     num_features,
-    first_row,
+    first_label,
+    # Elements from one row of the weight to the next.
     weight_stride,
+    # Largest norm of a label's gradient; read with CLIP.
     max_row_norm,
-    SPEC: tl.constexpr,
-    ADAMW: tl.constexpr,
+    # Constants of the rule.
     MOMENTUM: tl.constexpr,
-    ROW_SECOND: tl.constexpr,
+    ONE_MINUS_BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    ONE_MINUS_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    L2_PENALTY: tl.constexpr,
+    ADAMW: tl.constexpr,
+    # Which tensors there are, and what is done with them.
+    HAS_FIRST_MOMENT: tl.constexpr,
+    SECOND_MOMENT_A_ROW: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CLIP: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    # Rows of one program, and the columns that it takes at once.
     ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """ROWS rows a program. Gradient and moments [num_rows, num_features], rows side by side; weight by its stride.
-
-    numbers: float64 [4], as ``Step`` says; finite: bool, False changes nothing; seed, number: int64.
-    second: [num_rows] with ROW_SECOND. first_row: the label of the chunk's first row.
-    SPEC: (momentum, 1 - beta1, beta2, 1 - beta2, eps, L2 weight decay).
-    """
+    """Steps ROWS rows of the weight and the bias, with their moments, in place."""
     if tl.load(finite_ptr) == 0:
         return
-    factor = tl.load(numbers_ptr).to(tl.float32)
-    rate = tl.load(numbers_ptr + 1).to(tl.float32)
-    keep = tl.load(numbers_ptr + 2).to(tl.float32)
-    root = tl.load(numbers_ptr + 3).to(tl.float32)
-    key, number = step_key(seed_ptr, number_ptr)
+    gradient_scale = tl.load(numbers_ptr).to(tl.float32)
+    step_size = tl.load(numbers_ptr + 1).to(tl.float32)
+    weight_scale = tl.load(numbers_ptr + 2).to(tl.float32)
+    root_correction = tl.load(numbers_ptr + 3).to(tl.float32)
+    key, step_bits = step_key(seed_ptr, step_number_ptr)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
-    label = row + first_row
-    lane = tl.arange(0, BLOCK)
+    label = row + first_label
+    lane = tl.arange(0, COLUMNS)
 
     if HAS_BIAS:
-        bias_g = tl.load(bias_gradient_ptr + row, mask=is_row, other=0.0) * factor
+        bias_gradient = tl.load(bias_gradient_ptr + row, mask=is_row, other=0.0) * gradient_scale
     shrink = tl.full([ROWS], 1.0, tl.float32)
     mean_square = tl.zeros([ROWS], tl.float32)
-    if CLIP or ROW_SECOND:
-        total = tl.zeros([ROWS, BLOCK], tl.float32)
-        for start in range(0, num_features, BLOCK):
+    if CLIP or SECOND_MOMENT_A_ROW:
+        # A pass of its own over the gradient: its norm must be known before the first element is stepped.
+        total = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for start in range(0, num_features, COLUMNS):
             column = start + lane
             mask = is_row[:, None] & (column < num_features)[None, :]
-            g = tl.load(gradient_ptr + row[:, None] * num_features + column[None, :], mask=mask, other=0.0) * factor
-            total += g * g
+            at = row[:, None] * num_features + column[None, :]
+            gradient = tl.load(weight_gradient_ptr + at, mask=mask, other=0.0) * gradient_scale
+            total += gradient * gradient
         row_total = tl.sum(total, axis=1)
         if CLIP:
             norm = row_total
             if HAS_BIAS:
-                norm += bias_g * bias_g
+                norm += bias_gradient * bias_gradient
             norm = tl.sqrt_rn(norm)
-            # NaN stays in sight.
+            # A NaN must stay visible in the weight.
             shrink = max_row_norm / tl.maximum(norm, max_row_norm, propagate_nan=tl.PropagateNan.ALL)
-        # A square may be infinite where the gradient is not: clipped to nothing.
+        # A square may be infinite where the gradient is finite; such a row is clipped to 0, and so is its square.
         mean_square = tl.where(shrink == 0.0, 0.0, row_total * shrink * shrink / num_features)
 
-    if ROW_SECOND:
-        row_second = tl.load(second_ptr + row, mask=is_row, other=0.0)
-    for start in range(0, num_features, BLOCK):
+    if SECOND_MOMENT_A_ROW:
+        row_second_moment = tl.load(second_moment_ptr + row, mask=is_row, other=0.0)
+    for start in range(0, num_features, COLUMNS):
         column = start + lane
         mask = is_row[:, None] & (column < num_features)[None, :]
         at = row[:, None] * num_features + column[None, :]
-        g = tl.load(gradient_ptr + at, mask=mask, other=0.0) * factor
+        gradient = tl.load(weight_gradient_ptr + at, mask=mask, other=0.0) * gradient_scale
         if CLIP:
-            g = g * shrink[:, None]
+            gradient = gradient * shrink[:, None]
         weight_at = weight_ptr + row[:, None] * weight_stride + column[None, :]
         value = tl.load(weight_at, mask=mask, other=0.0).to(tl.float32)
-        first = g
-        second = g
-        square = g * g
-        if ADAMW or MOMENTUM:
-            first = tl.load(first_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        # Triton wants a value on every path: the gradient stands for moments that the rule does not keep.
+        first_moment = gradient
+        second_moment = gradient
+        square = gradient * gradient
+        if HAS_FIRST_MOMENT:
+            first_moment = tl.load(first_moment_ptr + at, mask=mask, other=0.0).to(tl.float32)
         if ADAMW:
-            if ROW_SECOND:
-                second = tl.broadcast_to(row_second[:, None], g.shape)
-                square = tl.broadcast_to(mean_square[:, None], g.shape)
+            if SECOND_MOMENT_A_ROW:
+                second_moment = tl.broadcast_to(row_second_moment[:, None], gradient.shape)
+                square = tl.broadcast_to(mean_square[:, None], gradient.shape)
             else:
-                second = tl.load(second_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        value, first, second = stepped(g, value, first, second, square, rate, keep, root, SPEC, ADAMW, MOMENTUM)
-        where = label[:, None]
-        store_rounded(weight_at, value, mask, where, column[None, :], key, number, WEIGHT, STOCHASTIC)
-        if ADAMW or MOMENTUM:
-            store_rounded(first_ptr + at, first, mask, where, column[None, :], key, number, FIRST, STOCHASTIC)
-        if ADAMW and not ROW_SECOND:
-            store_rounded(second_ptr + at, second, mask, where, column[None, :], key, number, SECOND, STOCHASTIC)
-    if ROW_SECOND:
-        tl.store(second_ptr + row, SPEC[2] * row_second + SPEC[3] * mean_square, mask=is_row)
+                second_moment = tl.load(second_moment_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        value, first_moment, second_moment = stepped(
+            gradient,
+            value,
+            first_moment,
+            second_moment,
+            square,
+            step_size,
+            weight_scale,
+            root_correction,
+            MOMENTUM,
+            ONE_MINUS_BETA1,
+            BETA2,
+            ONE_MINUS_BETA2,
+            EPS,
+            L2_PENALTY,
+            ADAMW,
+            HAS_FIRST_MOMENT,
+        )
+        labels = label[:, None]
+        columns = column[None, :]
+        store_rounded(weight_at, value, mask, labels, columns, key, step_bits, WEIGHT, STOCHASTIC)
+        if HAS_FIRST_MOMENT:
+            to = first_moment_ptr + at
+            store_rounded(to, first_moment, mask, labels, columns, key, step_bits, FIRST_MOMENT, STOCHASTIC)
+        if ADAMW and not SECOND_MOMENT_A_ROW:
+            to = second_moment_ptr + at
+            store_rounded(to, second_moment, mask, labels, columns, key, step_bits, SECOND_MOMENT, STOCHASTIC)
+    if SECOND_MOMENT_A_ROW:
+        new_second_moment = BETA2 * row_second_moment + ONE_MINUS_BETA2 * mean_square
+        tl.store(second_moment_ptr + row, new_second_moment, mask=is_row)
 
     if HAS_BIAS:
-        g = bias_g * shrink
+        gradient = bias_gradient * shrink
         value = tl.load(bias_ptr + row, mask=is_row, other=0.0).to(tl.float32)
-        first = g
-        second = g
-        if ADAMW or MOMENTUM:
-            first = tl.load(bias_first_ptr + row, mask=is_row, other=0.0)
+        first_moment = gradient
+        second_moment = gradient
+        if HAS_FIRST_MOMENT:
+            first_moment = tl.load(bias_first_moment_ptr + row, mask=is_row, other=0.0)
         if ADAMW:
-            second = tl.load(bias_second_ptr + row, mask=is_row, other=0.0)
-        value, first, second = stepped(g, value, first, second, g * g, rate, keep, root, SPEC, ADAMW, MOMENTUM)
-        store_rounded(bias_ptr + row, value, is_row, label, label * 0, key, number, BIAS, STOCHASTIC)
-        if ADAMW or MOMENTUM:
-            tl.store(bias_first_ptr + row, first, mask=is_row)
+            second_moment = tl.load(bias_second_moment_ptr + row, mask=is_row, other=0.0)
+        value, first_moment, second_moment = stepped(
+            gradient,
+            value,
+            first_moment,
+            second_moment,
+            gradient * gradient,
+            step_size,
+            weight_scale,
+            root_correction,
+            MOMENTUM,
+            ONE_MINUS_BETA1,
+            BETA2,
+            ONE_MINUS_BETA2,
+            EPS,
+            L2_PENALTY,
+            ADAMW,
+            HAS_FIRST_MOMENT,
+        )
+        store_rounded(bias_ptr + row, value, is_row, label, label * 0, key, step_bits, BIAS, STOCHASTIC)
+        if HAS_FIRST_MOMENT:
+            tl.store(bias_first_moment_ptr + row, first_moment, mask=is_row)
         if ADAMW:
-            tl.store(bias_second_ptr + row, second, mask=is_row)
+            tl.store(bias_second_moment_ptr + row, second_moment, mask=is_row)

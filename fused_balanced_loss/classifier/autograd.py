@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from ..first_order import first_order
-from ..optim.rule import Sink
+from ..optim.rule import GradientConsumer
 from .chunked_pass import ChunkedPass, Gradients
 
 
 class InPlaceOptimizer(Protocol):
     """What takes the gradients of weight and bias in the backward, as :class:`ClassifierUpdate` does."""
 
-    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> Sink:
+    def expect_backward(self, node: Any) -> None:
+        """As :meth:`ClassifierUpdate.expect_backward`."""
+        ...
+
+    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
         """As :meth:`ClassifierUpdate.step`."""
         ...
 
@@ -59,6 +63,7 @@ class UpdatingLoss(torch.autograd.Function):
         loss, _ = chunked.run(features, weight, bias)
         ctx.save_for_backward(features, weight, bias, loss, *chunked.given())
         ctx.chunked, ctx.update = chunked, update
+        update.expect_backward(ctx)
         return loss
 
     @staticmethod

@@ -11,7 +11,7 @@ from ..backends import device as devices
 from ..backends.memory import empty
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
-from ..optim.rule import Sink
+from ..optim.rule import GradientConsumer
 from .label_chunks import LabelChunks
 
 # Bytes of a chunk's weights and logits together, by device type: what stays in cache between its three products.
@@ -80,7 +80,7 @@ class ChunkedPass:
         bias: Tensor | None,
         *,
         wants: tuple[bool, bool, bool] = (False, False, False),
-        sink: Sink | None = None,
+        sink: GradientConsumer | None = None,
     ) -> tuple[Tensor, Gradients]:
         """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..arguments import Reduction
 from ..backends.select import Impl
 from ..label_statistics import LabelStatistics
-from ..optim.base import ClassifierUpdate
+from ..optim.base import ClassifierUpdate, ignore_update_state
 from ..spec import LossSpec
 from ..statistics_module import StatisticsModule
 from ..targets import SparseTargets
@@ -82,6 +82,7 @@ class LinearBalancedLoss(StatisticsModule):
         self.reset_parameters()
         self.keep_statistics(statistics)
         self.update = update
+        self.register_load_state_dict_pre_hook(ignore_update_state)
         if update is not None:
             update.prepare(self.weight, self.bias)
 

@@ -3,15 +3,18 @@
     head = fuse_classifier(model, LossSpec.preset("DB"), statistics)
     trainer = Trainer(model, arguments, compute_loss_func=head.compute_loss, data_collator=..., ...)
 
-The model's parameters keep their names: a checkpoint loads into the plain model.
+The model's parameters keep their names: a checkpoint loads into the plain model. With ``update=`` Trainer also needs
+:class:`~fused_balanced_loss.integrations.update_callback.ClassifierUpdateCallback`.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..backends.select import Impl
@@ -20,7 +23,7 @@ from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
-from .transformers import model_logits, step_mean, to_targets
+from .transformers import PaddedLabelIds, model_logits, step_mean, to_targets
 
 # Where the *ForSequenceClassification models keep their last layer.
 _NAMES = ("classifier", "score")
@@ -38,13 +41,14 @@ class FusedClassifier(nn.Linear):
     chunk_size: int | None
     impl: Impl
     update: ClassifierUpdate | None
+    _may_step = False
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [..., C] in evaluation, ``features`` [..., D] in training."""
         if not self.training:
             return super().forward(features)
         device = features.device.type
-        # Mixed precision ends with the model's forward: the loss goes on in the same.
+        # Mixed precision ends with the model's forward: remember it for the loss.
         self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return features
 
@@ -53,9 +57,15 @@ class FusedClassifier(nn.Linear):
         :func:`~fused_balanced_loss.integrations.transformers.compute_loss_func`.
 
         Raises:
-            TypeError, ValueError: for missing labels, and as :func:`linear_balanced_loss`.
+            TypeError, ValueError: for missing labels, labels of another number than the model's, and as
+                :func:`linear_balanced_loss`.
+            RuntimeError: with ``update``, in a Trainer without ClassifierUpdateCallback, and for a second call within
+                one of its steps.
         """
         values = model_logits(outputs)
+        update = self.update if self.training and torch.is_grad_enabled() else None
+        if update is not None:
+            self._check_step(labels, num_items_in_batch)
         targets = to_targets(labels, self.out_features, num_items_in_batch)
         if not self.training:
             loss = balanced_loss(values, targets, self.spec, self.statistics, impl=self.impl)
@@ -75,9 +85,38 @@ class FusedClassifier(nn.Linear):
                     self.statistics,
                     chunk_size=self.chunk_size,
                     impl=self.impl,
-                    update=self.update if torch.is_grad_enabled() else None,
+                    update=update,
                 )
         return step_mean(loss, len(values) * self.out_features, num_items_in_batch)
+
+    def grant_step(self) -> None:
+        """Allows one training call of :meth:`compute_loss` by Trainer; ClassifierUpdateCallback calls it each step."""
+        self._may_step = True
+
+    def _check_step(self, labels: Any, num_items_in_batch: Tensor | int | None) -> None:
+        """Raises unless the backward of this call is one step of the whole model."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            number = dist.get_world_size()
+            raise RuntimeError(f"update: expected one process, as replicas of the classifier diverge, got {number}")
+        if labels is not None and not isinstance(labels, (Tensor, PaddedLabelIds)):
+            # Trainer can count the items of these alone, and the count shows that it is Trainer who calls.
+            raise TypeError(f"labels: expected a tensor or PaddedLabelIds, got {type(labels).__name__}")
+        if num_items_in_batch is None:
+            # A training loop of the caller's own.
+            return
+        if not self._may_step:
+            raise RuntimeError(
+                "update: expected Trainer(callbacks=[ClassifierUpdateCallback()]) and one call for each of its steps; "
+                "without the callback a run that resumes would lose the update's state, and accumulation or a second "
+                "call would step the classifier more often than the model"
+            )
+        self._may_step = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedClassifier:
+        super()._apply(fn, recurse)
+        if self.update is not None:
+            self.update._apply(fn, recurse)
+        return self
 
     def _precision(self, device: str) -> contextlib.AbstractContextManager[Any]:
         dtype = getattr(self, "_autocast", None)
@@ -97,8 +136,12 @@ def fuse_classifier(
 
     Args:
         model: its last layer, ``classifier`` or ``score``, is an ``nn.Linear``; weight and bias stay the same tensors.
-        spec, statistics, chunk_size, impl, update: as for :func:`linear_balanced_loss`. With ``update`` the layer's
-            weight and bias get no gradient, so the Trainer's optimizer leaves them alone; each backward is a step.
+        spec, statistics: which loss, and the label counts that it needs.
+        chunk_size: labels of a chunk; None takes as many as keep weights and logits of a chunk in cache.
+        impl: which implementation computes the loss.
+        update: an in-place optimizer for the layer's weight and bias. They get no gradient, so that the Trainer's
+            optimizer leaves them alone; each backward is a step. Trainer needs ClassifierUpdateCallback beside it; in a
+            training loop of your own, save and load ``head.update.state_dict()`` with the optimizer's.
 
     Raises:
         TypeError: for a model without such a layer.
@@ -121,7 +164,7 @@ def fuse_classifier(
     head.register_parameter("bias", linear.bias)
     head.train(linear.training)
     head.spec, head.statistics, head.chunk_size, head.impl = spec, statistics, chunk_size, impl
-    # Not a submodule: the checkpoint has the plain model's names alone.
+    # Keep it out of the submodules: the checkpoint then has the plain model's names alone.
     object.__setattr__(head, "update", update)
     if update is not None:
         update.prepare(head.weight, head.bias)

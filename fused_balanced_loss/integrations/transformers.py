@@ -15,7 +15,7 @@ further; ``label_smoothing_factor`` stays 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,29 +28,65 @@ from ..targets import SparseTargets
 IGNORED = -100
 
 
+class _Known(NamedTuple):
+    """What the host knows of some label ids without reading them from their device.
+
+    num_labels: C. num_ids: how many ids there are, padding not counted.
+    """
+
+    num_labels: int
+    num_ids: int
+
+
 class PaddedLabelIds(dict[str, Tensor]):
     """Label ids of n samples as a mapping of tensors, which Trainer moves, pads and gathers like any other.
 
     ``label_ids``: int64 [n, K], ascending, then -100; K is at least 1. ``num_labels``: int64 [n], C in every row.
+
+    Those of :meth:`from_targets` are known to be valid, and their sizes are known on the host, so that a GPU is never
+    waited for. That knowledge goes along with ``to``, pickling and pinning, and rests on the tensor ``label_ids`` too,
+    because Trainer makes a new mapping of the same tensors. What was gathered, cut or made by hand is looked at.
     """
+
+    _known: _Known | None = None
 
     @classmethod
     def from_targets(cls, targets: SparseTargets) -> PaddedLabelIds:
+        """From valid targets [n, C]."""
         count = targets.crow.diff()
         width = max(1, int(count.max())) if len(targets) else 1
         ids = torch.full((len(targets), width), IGNORED, device=targets.device)
         rows = targets.rows
         ids[rows, torch.arange(len(rows), device=targets.device) - targets.crow[rows]] = targets.col
-        return cls(label_ids=ids, num_labels=torch.full_like(count, targets.num_labels))
+        padded = cls(label_ids=ids, num_labels=torch.full_like(count, targets.num_labels))
+        return padded._remember(_Known(targets.num_labels, len(rows)))
 
     def to_targets(self, num_labels: int) -> SparseTargets:
-        """SparseTargets [n, C] on the same device."""
-        # Out of an evaluation without batch_eval_metrics they come as numpy arrays.
+        """SparseTargets [n, C] on the same device, for a model of ``num_labels`` labels.
+
+        Raises:
+            ValueError: where the label ids are of another number of labels, out of range, repeated or out of order.
+        """
+        # An evaluation without batch_eval_metrics gives numpy arrays.
         ids = torch.as_tensor(self["label_ids"])
+        known = self._known or getattr(ids, "_known_label_ids", None)
+        own = {known.num_labels} if known is not None else set(torch.as_tensor(self["num_labels"]).tolist())
+        if own - {num_labels}:
+            raise ValueError(
+                f"labels: expected label ids of {num_labels} labels, as the model's logits, got ids of "
+                f"{', '.join(map(str, sorted(own)))} labels; give DataCollatorForMultiLabel the model's number"
+            )
         present = ids != IGNORED
         crow = torch.zeros(len(ids) + 1, dtype=torch.int64, device=ids.device)
         torch.cumsum(present.sum(1), 0, out=crow[1:])
-        return SparseTargets(crow, ids[present], num_labels, check=False)
+        if known is None:
+            return SparseTargets(crow, ids[present], num_labels)
+        # ``ids[present]`` would wait for the device to learn its own length. Each id goes to its place, and padding
+        # goes to one place behind them all.
+        ids, present = ids.reshape(-1), present.reshape(-1)
+        place = torch.where(present, present.cumsum(0) - 1, known.num_ids)
+        col = ids.new_empty(known.num_ids + 1).scatter_(0, place, ids)[: known.num_ids]
+        return SparseTargets(crow, col, num_labels, check=False)
 
     def ne(self, ignored: int) -> Tensor:
         """What Trainer sums to count the items of a step; every label of every sample is one, as in a dense target."""
@@ -58,7 +94,24 @@ class PaddedLabelIds(dict[str, Tensor]):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PaddedLabelIds:
         """The same label ids on ``device``."""
-        return PaddedLabelIds({name: part.to(device, non_blocking=non_blocking) for name, part in self.items()})
+        moved = PaddedLabelIds({name: part.to(device, non_blocking=non_blocking) for name, part in self.items()})
+        return moved if self._known is None else moved._remember(self._known)
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        # Another tensor may hold anything.
+        self._known = None
+        super().__setitem__(name, value)
+
+    def __copy__(self) -> PaddedLabelIds:
+        # DataLoader pins a copy of a mapping: the copy knows as much.
+        twin = PaddedLabelIds(self)
+        twin._known = self._known
+        return twin
+
+    def _remember(self, known: _Known) -> PaddedLabelIds:
+        self._known = known
+        self["label_ids"]._known_label_ids = known  # type: ignore[attr-defined]
+        return self
 
 
 class DataCollatorForMultiLabel:

@@ -126,7 +126,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         self.update = update
         if update is not None:
             own_bias = None if self.bias is None else local(self.bias).detach()
-            update.prepare(local(self.weight).detach(), own_bias, first_row=self.first_label)
+            update.prepare(local(self.weight).detach(), own_bias, first_label=self.first_label)
         self._updated = (self.weight,)
         self._batch_checked = False
         self.register_state_dict_post_hook(_shard_update_state)

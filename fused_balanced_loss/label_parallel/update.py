@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ..optim.base import ClassifierUpdate
-from ..optim.rule import Sink
+from ..optim.rule import GradientConsumer
 from .collectives import averaged
 from .shards import sharded
 
@@ -27,7 +27,11 @@ class ShardUpdate:
     def __init__(self, update: ClassifierUpdate, data_group: dist.ProcessGroup | None) -> None:
         self._update, self._data_group = update, data_group
 
-    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> Sink:
+    def expect_backward(self, node: Any) -> None:
+        """As :meth:`ClassifierUpdate.expect_backward`."""
+        self._update.expect_backward(node)
+
+    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
         """As :meth:`ClassifierUpdate.step`."""
         finite = finite & torch.isfinite(self.loss)
         group = self._data_group

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import math
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .rule import Rows, Rule, Sink, Step
+from .checks import StateForm, check_apart, check_classifier, check_number, check_number_or_tensor, check_state
+from .rule import GradientConsumer, Rows, Step, UpdateRule
 from .select import select_update
 
 Rounding = Literal["stochastic", "nearest"]
-# Shape and dtype of each of a state's buffers.
-State = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-_WEIGHT_DTYPES = (torch.float32, torch.bfloat16)
+_COUNTERS: StateForm = dict.fromkeys(("steps", "skipped", "seed"), ((), torch.int64))
 
 
 class ClassifierUpdate(nn.Module):
     """Base of :class:`SGDUpdate` and :class:`AdamWUpdate`: what their steps have in common.
 
-    *A step.* Every backward is one step: to accumulate gradients, join the batches. Weight and bias have one learning
-    rate and one weight decay, as in one parameter group. The classifier is float32 or bfloat16. In data parallelism
-    each replica would step by its own gradient alone.
+    *A step.* Every backward is one step: to accumulate gradients, join the batches. A backward through two calls of the
+    classifier raises RuntimeError before anything has changed. Weight and bias have one learning rate and one weight
+    decay, as in one parameter group. The classifier is float32 or bfloat16. In data parallelism each replica would step
+    by its own gradient alone, and the replicas would diverge.
 
-    *Rounding.* What is kept in bfloat16 is rounded stochastically (Gupta et al., ICML 2015): small steps are lost on
-    average by none, where rounding to nearest loses each of them. The random bits are a function of ``seed``, step,
-    tensor, label and column: the same again after a restart, and whatever the chunk size.
+    *Rounding.* What is kept in bfloat16 is rounded stochastically (Gupta et al., ICML 2015). Rounding to nearest loses
+    every step that is smaller than half a unit in the last place; stochastic rounding keeps them on average. The random
+    bits are a function of ``seed``, step, tensor, label and column: a restart and another chunk size give the same.
 
     *Gradient clipping* is by label: ``max_row_norm`` bounds the norm of a label's gradient, of its row of the weight
     and of its bias together, before weight decay. A norm over all labels would need the whole gradient first.
@@ -37,21 +37,21 @@ class ClassifierUpdate(nn.Module):
     state and ``steps``) and ``skipped`` goes up; the device decides, the host does not wait. The features' gradient is
     then not finite either. A gradient that is infinite where the loss is finite shows in the weight.
 
-    *GradScaler.* The upstream gradient is divided by ``loss_scale`` (a number, or a tensor of one element): before each
-    backward ``update.loss_scale = scaler.get_scale()``.
+    *GradScaler.* The upstream gradient is divided by ``loss_scale`` (a number, or a tensor of one element): set
+    ``update.loss_scale = scaler.get_scale()`` before each backward.
 
-    *Learning rate.* ``lr`` is a number or a tensor of one element (which a CUDA graph reads at each replay) and may be
-    set at any time; with a scheduler of the encoder's optimizer ``update.lr = scheduler.get_last_lr()[0]``.
+    *Learning rate.* The step takes ``lr * lr_factor``. Both are a number or a tensor of one element (which a CUDA graph
+    reads at each replay) and may be set at any time. ``lr_factor``, 1 at first, is there for schedules: it is the
+    present share of the learning rate. Neither is part of ``state_dict``.
 
-    ``state_dict`` holds the state, ``steps``, ``skipped`` and ``seed``, and a run that goes on from it gives the bits
-    of one never interrupted. ``.to(dtype)`` leaves the state's dtypes.
+    *Checkpoints.* ``state_dict`` holds the moments, ``steps``, ``skipped`` and ``seed``; a run that goes on from it
+    gives the bits of one that was never interrupted. Loading converts to the state's own dtypes. A checkpoint of a
+    classifier that had no update loads too, and leaves the state as it is. ``.to(dtype)`` leaves the state's dtypes.
     """
 
     steps: Tensor
     skipped: Tensor
     seed: Tensor
-    # Names of the buffers whose first dimension is the weight's rows.
-    row_state: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -70,25 +70,36 @@ class ClassifierUpdate(nn.Module):
         if not 0 <= seed < 1 << 63:
             raise ValueError(f"seed: expected an integer of at least 0 and below 2**63, got {seed}")
         self.lr = lr
+        self.lr_factor = 1.0
         self.loss_scale = 1.0
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.max_row_norm = None if max_row_norm is None else check_number("max_row_norm", max_row_norm, positive=True)
         self.rounding = rounding
         self._first_seed = seed
-        self.first_row = 0
-        self._prepared = False
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("seed", torch.tensor(seed))
+        self._form: StateForm | None = None
+        self._calls: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.first_label = 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("seed", torch.tensor(seed, device="cpu"))
 
     @property
     def lr(self) -> float | Tensor:
-        """Learning rate."""
+        """Learning rate, before ``lr_factor``."""
         return self._lr
 
     @lr.setter
     def lr(self, value: float | Tensor) -> None:
-        self._lr = _number_or_tensor("lr", value)
+        self._lr = check_number_or_tensor("lr", value)
+
+    @property
+    def lr_factor(self) -> float | Tensor:
+        """What the learning rate is multiplied by."""
+        return self._lr_factor
+
+    @lr_factor.setter
+    def lr_factor(self, value: float | Tensor) -> None:
+        self._lr_factor = check_number_or_tensor("lr_factor", value)
 
     @property
     def loss_scale(self) -> float | Tensor:
@@ -97,70 +108,94 @@ class ClassifierUpdate(nn.Module):
 
     @loss_scale.setter
     def loss_scale(self, value: float | Tensor) -> None:
-        self._loss_scale = _number_or_tensor("loss_scale", value, positive=True)
+        self._loss_scale = check_number_or_tensor("loss_scale", value, positive=True)
 
-    def prepare(self, weight: Tensor, bias: Tensor | None, first_row: int = 0) -> None:
-        """Makes the state for a classifier's weight [C, D] and bias [C]; called once, by what owns them.
+    def prepare(self, weight: Tensor, bias: Tensor | None, first_label: int = 0) -> None:
+        """Makes the state for a classifier's weight [C, D] and bias [C]; their owner calls it once.
 
-        first_row: the label of the weight's first row, in a shard.
+        Args:
+            first_label: the label of the weight's first row, in a shard.
+
+        Raises:
+            RuntimeError: where it was called before.
+            TypeError, ValueError: for a classifier that cannot be changed in place.
         """
-        if self._prepared:
+        if self._form is not None:
             raise RuntimeError(
                 "update: prepared for a classifier already; each classifier needs an optimizer of its own"
             )
-        _check_classifier(weight, bias)
-        self.first_row = first_row
-        state = self._state(weight.shape[0], weight.shape[1], bias is not None)
-        self.row_state = tuple(state)
-        for name, (shape, dtype) in state.items():
+        check_classifier(weight, bias)
+        self.first_label = first_label
+        moments = self._moment_form(weight.shape[0], weight.shape[1], bias is not None)
+        for name, (shape, dtype) in moments.items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=weight.device))
-        for name in ("steps", "skipped", "seed"):
+        for name in _COUNTERS:
             self.register_buffer(name, getattr(self, name).to(weight.device))
-        self._prepared = True
+        self._form = moments | _COUNTERS
 
     def check(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Raises RuntimeError, TypeError or ValueError unless this is a classifier like the one prepared for."""
-        if not self._prepared:
+        """Raises unless this is a classifier like the one prepared for, and the state is as ``prepare`` made it.
+
+        Raises:
+            RuntimeError: before ``prepare``.
+            TypeError, ValueError: naming the tensor, what was expected and what came.
+        """
+        if self._form is None:
             raise RuntimeError("update: expected prepare(weight, bias) before the first step")
-        _check_classifier(weight, bias)
-        for name, (shape, _) in self._state(weight.shape[0], weight.shape[1], bias is not None).items():
-            state = getattr(self, name, None)
-            if state is None or state.shape != shape:
-                got = "none" if state is None else list(state.shape)
+        check_classifier(weight, bias)
+        needed = self._moment_form(weight.shape[0], weight.shape[1], bias is not None) | _COUNTERS
+        for name, (shape, _) in needed.items():
+            if name not in self._form or self._form[name][0] != shape:
+                got = list(self._form[name][0]) if name in self._form else "none"
                 raise ValueError(
                     f"weight: expected the classifier that update was prepared for; weight {list(weight.shape)} "
                     f"{'without' if bias is None else 'with'} bias needs {name} {list(shape)}, got {got}"
                 )
-        if self.steps.device != weight.device:
-            raise ValueError(f"update: expected on the device of the weight, {weight.device}, got {self.steps.device}")
+        if torch.compiler.is_compiling():
+            # Memory cannot be looked at while a call is traced; the step in the backward looks at it.
+            return
+        check_state(self._buffers, self._form, weight.device)
+        if weight.device.type != "meta":
+            check_apart({"weight": weight, "bias": bias} | {name: self._buffers[name] for name in self._form})
 
-    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> Sink:
+    def expect_backward(self, node: Any) -> None:
+        """Notes a differentiable call of the classifier by its autograd node, so that ``step`` sees its backward."""
+        self._calls.add(node)
+
+    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
         """Begins one step; the result takes each chunk's rows and the gradients of their weight and bias.
 
         Args:
             factor: no dimensions; what the gradients are yet to be multiplied by.
             finite: bool, no dimensions; False makes the step change nothing.
+
+        Raises:
+            RuntimeError: in a backward through several calls of the classifier.
+            RuntimeError, TypeError, ValueError: as :meth:`check`.
         """
         self.check(weight, bias)
+        self._check_backward()
         self.steps.add_(finite)
         self.skipped.add_(~finite)
-        factor = factor.double() / self._on_device(self.loss_scale)
-        numbers = torch.stack([factor, *self._numbers(self._on_device(self.lr))])
-        update = select_update(weight.device)(Step(self._rule(), numbers, finite, self.seed, self.steps))
-        value, bias_value = self._rows(weight, ""), None if bias is None else self._rows(bias[:, None], "bias_")
-
-        def sink(rows: slice, d_weight: Tensor, d_bias: Tensor) -> None:
-            own_bias = None if bias_value is None else _cut(bias_value, rows)
-            update(d_weight, d_bias[:, None], _cut(value, rows), own_bias, self.first_row + rows.start)
-
-        return sink
+        scale = factor.double() / self._on_device(self.loss_scale)
+        step = Step(
+            rule=self._rule(),
+            numbers=torch.stack([scale, *self._numbers(self._on_device(self.lr) * self._on_device(self.lr_factor))]),
+            finite=finite,
+            seed=self.seed,
+            number=self.steps,
+            weight=self._rows(weight, ""),
+            bias=None if bias is None else self._rows(bias[:, None], "bias_"),
+            first_label=self.first_label,
+        )
+        return select_update(step)(step)
 
     def extra_repr(self) -> str:
         names = ("lr", "weight_decay", "max_row_norm", "rounding")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _state(self, num_labels: int, num_features: int, bias: bool) -> State:
-        """What the moments of the weight are kept in, and those of the bias."""
+    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
+        """Shapes and dtypes of the moments of the weight, and of those of the bias."""
         raise NotImplementedError
 
     def _moments(self) -> tuple[str | None, str | None]:
@@ -168,10 +203,10 @@ class ClassifierUpdate(nn.Module):
         raise NotImplementedError
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The last three of :class:`Step`'s numbers, float64, no dimensions."""
+        """``step_size``, ``weight_scale`` and ``root_correction`` of :class:`Step`: float64, no dimensions."""
         raise NotImplementedError
 
-    def _rule(self) -> Rule:
+    def _rule(self) -> UpdateRule:
         raise NotImplementedError
 
     def _rows(self, value: Tensor, prefix: str) -> Rows:
@@ -184,12 +219,23 @@ class ClassifierUpdate(nn.Module):
             return value.detach().to(device, torch.float64).reshape(())
         return torch.full((), value, dtype=torch.float64, device=device)
 
+    def _check_backward(self) -> None:
+        """Raises RuntimeError where the backward that runs now goes through several calls of the classifier."""
+        if torch._C._current_graph_task_id() == -1:
+            return
+        calls = sum(torch._C._will_engine_execute_node(node) for node in self._calls)
+        if calls > 1:
+            raise RuntimeError(
+                f"update: expected one call of the classifier for each backward, which is one step, got {calls}; "
+                "nothing was changed; join the batches into one call, or run a backward after each call"
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassifierUpdate:
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             if moved.dtype != tensor.dtype:
                 moved = tensor.to(moved.device)
-            # Memory given to a meta tensor: the state begins at zero.
+            # A meta tensor that is given memory: the state begins at zero.
             return moved.zero_() if tensor.is_meta and not moved.is_meta else moved
 
         was_meta = self.seed.is_meta
@@ -198,35 +244,27 @@ class ClassifierUpdate(nn.Module):
             self.seed.fill_(self._first_seed)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if prefix and not any(key.startswith(prefix) for key in state_dict):
+            # A checkpoint of a classifier without update.
+            return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        for name, (_, dtype) in (self._form or {}).items():
+            # ``assign=True`` takes the tensors of the checkpoint as they are.
+            value = self._buffers[name]
+            if isinstance(value, Tensor):
+                self._buffers[name] = value.resolve_neg().to(dtype).contiguous()
 
-def check_number(name: str, value: Any, *, positive: bool = False, below: float = math.inf) -> float:
-    """The number; raises TypeError or ValueError unless it is finite, at least 0 (``positive``: above), and below."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not (0 <= value < below) or (positive and value == 0):
-        bounds = "above 0" if positive else "of at least 0"
-        limit = " and finite" if below == math.inf else f" and below {below:g}"
-        raise ValueError(f"{name}: expected a number {bounds}{limit}, got {value}")
-    return float(value)
-
-
-def _number_or_tensor(name: str, value: Any, positive: bool = False) -> float | Tensor:
-    if not isinstance(value, Tensor):
-        return check_number(name, value, positive=positive)
-    if value.numel() != 1 or not value.is_floating_point():
-        raise ValueError(
-            f"{name}: expected a floating-point tensor of one element, got {value.dtype} of shape {list(value.shape)}"
-        )
-    return value.detach()
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls that wait for their backward belong to this object alone, and cannot be copied.
+        return self.__dict__ | {"_calls": weakref.WeakSet()}
 
 
-def _check_classifier(weight: Tensor, bias: Tensor | None) -> None:
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and value.dtype not in _WEIGHT_DTYPES:
-            raise TypeError(f"{name}: expected float32 or bfloat16 for an update in place, got {value.dtype}")
-        if value is not None and value.stride(-1) != 1 and value.shape[-1] > 1:
-            raise ValueError(f"{name}: expected rows side by side in memory, got strides {list(value.stride())}")
+def ignore_update_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """A pre-hook of ``load_state_dict``: where ``module.update`` is None, what another's update has saved is left out.
 
-
-def _cut(rows: Rows, some: slice) -> Rows:
-    return Rows(*(None if tensor is None else tensor[some] for tensor in rows))  # type: ignore[arg-type]
+    So a classifier that was trained with an update loads strictly into one without.
+    """
+    if module.update is None:
+        for key in [key for key in state_dict if key.startswith(f"{prefix}update.")]:
+            del state_dict[key]

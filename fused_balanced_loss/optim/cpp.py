@@ -4,102 +4,129 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backends.cpp_build import library, num_threads, pointer
-from . import eager
-from .rule import ChunkUpdate, Rows, Rule, Step
+from .rule import GradientConsumer, Rows, Step, ignore_gradients
 
 _BITS = {torch.float32: 32, torch.bfloat16: 16}
-_BY_ROW, _NONE = 1, 0
+_NONE = 0
+_ONE_A_ROW = 1
 
 
-def begin(step: Step) -> ChunkUpdate:
-    """What takes one chunk after another; looks at the step's numbers on the host."""
+class Variant(NamedTuple):
+    """What the kernel is compiled for: its macros, in lower case; see ``kernels/classifier_update.cpp``."""
+
+    adamw: int
+    stochastic: int
+    weight_bits: int
+    bias_bits: int
+    first_moment_bits: int
+    second_moment_bits: int
+
+
+class _Settings(ctypes.Structure):
+    """The kernel's ``Settings``: the same fields in the same order."""
+
+    _fields_ = [
+        (name, ctypes.c_float)
+        for name in (
+            *("gradient_scale", "step_size", "weight_scale", "root_correction"),
+            *("momentum", "one_minus_beta1", "beta2", "one_minus_beta2", "eps", "l2_penalty", "max_row_norm"),
+        )
+    ]
+
+
+def begin(step: Step) -> GradientConsumer:
+    """Begins a step; reads its numbers on the host."""
     if not bool(step.finite):
-        return eager.begin(step)
-    rule = step.rule
-    beta1, beta2 = rule.betas
-    settings = (rule.momentum, 1 - beta1, beta2, 1 - beta2, rule.eps, rule.weight_decay, rule.max_row_norm or 0.0)
-    numbers = (ctypes.c_float * 11)(*step.numbers.tolist(), *settings)
-    return functools.partial(_update, step, numbers, int(step.seed), int(step.number))
+        return ignore_gradients
+    limit = step.rule.max_row_norm or 0.0
+    settings = _Settings(*step.numbers.tolist(), **step.rule.constants(), max_row_norm=limit)
+    return functools.partial(_update, step, kernel(variant_of(step)), settings, int(step.seed), int(step.number))
 
 
-def _update(
-    step: Step,
-    numbers: Any,
-    seed: int,
-    number: int,
-    gradient: Tensor,
-    bias_gradient: Tensor,
-    weight: Rows,
-    bias: Rows | None,
-    first_row: int,
-) -> None:
-    kernel = _kernel(step.rule, weight, bias)
-    if kernel is None:
-        eager.begin(step)(gradient, bias_gradient, weight, bias, first_row)
-        return
-    rows, columns = gradient.shape
-    gradient, bias_gradient = gradient.contiguous(), bias_gradient.contiguous()
-    kernel(
-        gradient.data_ptr(),
-        bias_gradient.data_ptr(),
-        weight.value.data_ptr(),
-        weight.value.stride(0),
-        pointer(weight.first),
-        pointer(weight.second),
-        None if bias is None else bias.value.data_ptr(),
-        None if bias is None else pointer(bias.first),
-        None if bias is None else pointer(bias.second),
-        rows,
-        columns,
-        first_row,
-        numbers,
-        seed,
-        number,
-        num_threads(rows * columns),
-    )
-
-
-def _kernel(rule: Rule, weight: Rows, bias: Rows | None) -> Callable[..., Any] | None:
-    second = _NONE if weight.second is None else _BITS[weight.second.dtype]
-    if weight.second is not None and weight.second.shape != weight.value.shape:
-        second = _BY_ROW
-    return _built(
-        rule.kind == "adamw",
-        rule.stochastic,
-        _BITS[weight.value.dtype],
-        _NONE if bias is None else _BITS[bias.value.dtype],
-        _NONE if weight.first is None else _BITS[weight.first.dtype],
-        second,
+def variant_of(step: Step) -> Variant:
+    """The kernel's variant for a step."""
+    weight, bias = step.weight, step.bias
+    second = _bits(weight.second_moment)
+    if weight.second_moment is not None and weight.second_moment.shape != weight.value.shape:
+        second = _ONE_A_ROW
+    return Variant(
+        adamw=int(step.rule.kind == "adamw"),
+        stochastic=int(step.rule.stochastic),
+        weight_bits=_bits(weight.value),
+        bias_bits=_NONE if bias is None else _bits(bias.value),
+        first_moment_bits=_bits(weight.first_moment),
+        second_moment_bits=second,
     )
 
 
 @functools.cache
-def _built(*macros: int) -> Callable[..., Any] | None:
-    """The kernel, or None, after one warning, where it cannot be built."""
-    names = ("ADAMW", "STOCHASTIC", "WEIGHT", "BIAS", "FIRST", "SECOND")
-    try:
-        kernel = library("classifier_update", tuple(zip(names, map(int, macros), strict=True))).classifier_update
-    except Exception as error:
-        warnings.warn(
-            f"the C++ kernel of the in-place update failed ({type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            "); it goes on with PyTorch operators, which are slower",
-            stacklevel=2,
-        )
-        return None
+def kernel(variant: Variant) -> Callable[..., Any]:
+    """The kernel, built at its first use.
+
+    Raises:
+        RuntimeError: where it cannot be built.
+    """
+    macros = tuple((name.upper(), value) for name, value in variant._asdict().items())
+    function = library("classifier_update", macros).classifier_update
     address, integer = ctypes.c_void_p, ctypes.c_int64
-    kernel.argtypes = [
-        *(address, address, address, integer),
-        *(address,) * 5,
-        *(integer,) * 3,
-        *(address, integer, integer, ctypes.c_int),
+    function.argtypes = [
+        # Gradients of weight and bias.
+        *(address, address),
+        # The weight with the stride of its rows, and its moments.
+        *(address, integer, address, address),
+        # The bias and its moments.
+        *(address, address, address),
+        # Shape of the chunk, and the label of its first row.
+        *(integer, integer, integer),
+        # Settings, and the source of the random bits.
+        *(ctypes.POINTER(_Settings), integer, integer),
+        # Threads.
+        ctypes.c_int,
     ]
-    kernel.restype = None
-    return kernel
+    function.restype = None
+    return function
+
+
+def _update(
+    step: Step,
+    kernel: Callable[..., Any],
+    settings: _Settings,
+    seed: int,
+    number: int,
+    rows: slice,
+    weight_gradient: Tensor,
+    bias_gradient: Tensor,
+) -> None:
+    weight = step.weight.cut(rows)
+    bias = Rows(None, None, None) if step.bias is None else step.bias.cut(rows)  # type: ignore[arg-type]
+    num_rows, num_features = weight_gradient.shape
+    weight_gradient, bias_gradient = weight_gradient.contiguous(), bias_gradient.contiguous()
+    kernel(
+        weight_gradient.data_ptr(),
+        bias_gradient.data_ptr(),
+        weight.value.data_ptr(),
+        weight.value.stride(0),
+        pointer(weight.first_moment),
+        pointer(weight.second_moment),
+        pointer(bias.value),
+        pointer(bias.first_moment),
+        pointer(bias.second_moment),
+        num_rows,
+        num_features,
+        step.first_label + rows.start,
+        settings,
+        seed,
+        number,
+        num_threads(num_rows * num_features),
+    )
+
+
+def _bits(tensor: Tensor | None) -> int:
+    return _NONE if tensor is None else _BITS[tensor.dtype]

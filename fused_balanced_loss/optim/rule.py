@@ -1,4 +1,4 @@
-"""What an in-place optimizer of a linear classifier says to the implementations of its step."""
+"""What an in-place optimizer of a linear classifier hands to the implementations of its step."""
 
 from __future__ import annotations
 
@@ -7,52 +7,94 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-# Which tensor the random bits of a stochastic rounding are for.
-WEIGHT, FIRST, SECOND, BIAS = range(4)
+# Which tensor the random bits of a stochastic rounding belong to.
+WEIGHT, FIRST_MOMENT, SECOND_MOMENT, BIAS = range(4)
+
+# Takes one chunk's gradients: the chunk's rows, the gradient of the weight [b, D] (float32 or the weight's dtype) and
+# that of the bias [b] (float32). Both are unscaled, and the next chunk overwrites their memory.
+GradientConsumer = Callable[[slice, Tensor, Tensor], None]
 
 
-class Rule(NamedTuple):
-    """The optimizer's settings. momentum: of SGD; betas, eps: of AdamW; weight_decay: of SGD, an L2 penalty's."""
+class UpdateRule(NamedTuple):
+    """The settings of the optimizer that do not change from step to step.
+
+    Args:
+        kind: which optimizer.
+        momentum: of SGD; 0 for AdamW.
+        betas, eps: of AdamW; 0 for SGD.
+        l2_penalty: the weight decay of SGD, which is added to the gradient; 0 for AdamW.
+        max_row_norm: the largest norm of a label's gradient, or None.
+        stochastic: whether rounding to bfloat16 is stochastic.
+    """
 
     kind: Literal["sgd", "adamw"]
     momentum: float
     betas: tuple[float, float]
     eps: float
-    weight_decay: float
+    l2_penalty: float
     max_row_norm: float | None
     stochastic: bool
 
+    def constants(self) -> dict[str, float]:
+        """What the kernels take of the rule, by the names that they use."""
+        beta1, beta2 = self.betas
+        return {
+            "momentum": self.momentum,
+            "one_minus_beta1": 1 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1 - beta2,
+            "eps": self.eps,
+            "l2_penalty": self.l2_penalty,
+        }
 
-class Step(NamedTuple):
-    """One step of the optimizer, on the device of the weight.
 
-    numbers: float64 [4]: what gradients are multiplied by; learning rate (AdamW: over the first moment's bias
-        correction); what weights are multiplied by before (AdamW); root of the second moment's bias correction (AdamW).
-    finite: bool, no dimensions; False makes the step change nothing.
-    seed, number: int64, no dimensions; they and an element's place make its random bits.
+class Rows(NamedTuple):
+    """Rows of the weight [b, D] or of the bias [b, 1], with their moments; None where the rule keeps none.
+
+    Args:
+        value: float32 or bfloat16.
+        first_moment: [b, D] as ``value``; float32 or bfloat16.
+        second_moment: [b, D] as ``value``, float32 or bfloat16; or float32 [b, 1], one number for a whole row.
     """
 
-    rule: Rule
+    value: Tensor
+    first_moment: Tensor | None
+    second_moment: Tensor | None
+
+    def cut(self, rows: slice) -> Rows:
+        """Some of the rows, as views."""
+        return Rows(
+            self.value[rows],
+            None if self.first_moment is None else self.first_moment[rows],
+            None if self.second_moment is None else self.second_moment[rows],
+        )
+
+
+class Step(NamedTuple):
+    """One step of the optimizer; all tensors are on the device of the weight.
+
+    Args:
+        rule: the settings.
+        numbers: float64 [4]. ``gradient_scale`` multiplies the gradients. ``step_size`` is the learning rate, for AdamW
+            over the bias correction of the first moment. ``weight_scale`` multiplies the old weights (AdamW's decay).
+            ``root_correction`` is the root of the bias correction of the second moment (AdamW).
+        finite: bool, no dimensions; False makes the step change nothing.
+        seed, number: int64, no dimensions; with an element's place they determine its random bits. ``number`` is that
+            of the step.
+        weight: all rows of the weight.
+        bias: all rows of the bias, or None.
+        first_label: the label of the weight's first row; not 0 in a shard.
+    """
+
+    rule: UpdateRule
     numbers: Tensor
     finite: Tensor
     seed: Tensor
     number: Tensor
+    weight: Rows
+    bias: Rows | None
+    first_label: int
 
 
-class Rows(NamedTuple):
-    """Rows of the weight [b, D], or of the bias [b, 1], and of their moments; None where the rule keeps none.
-
-    value: float32 or bfloat16, as ``first`` [b, D]. second: [b, D], or float32 [b, 1], one for all of a row.
-    """
-
-    value: Tensor
-    first: Tensor | None
-    second: Tensor | None
-
-
-# Gradients of weight [b, D] and bias [b, 1], float32, unscaled, not kept; weight; bias; label of the first row.
-ChunkUpdate = Callable[[Tensor, Tensor, Rows, Rows | None, int], None]
-
-# What to do with one chunk's unscaled gradients: its rows, of the weight (float32 or the weight's dtype) and the bias.
-# The next chunk overwrites them.
-Sink = Callable[[slice, Tensor, Tensor], None]
+def ignore_gradients(rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
+    """The :data:`GradientConsumer` of a step that changes nothing."""

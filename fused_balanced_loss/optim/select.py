@@ -1,20 +1,50 @@
-"""Which implementation takes an in-place step."""
+"""Which implementation takes an in-place step: the only place that decides it."""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 
-import torch
-
-from ..backends.select import triton_backend
+from ..backends.device import kind
+from ..backends.select import import_triton, triton_backend
 from . import cpp, eager
-from .rule import ChunkUpdate, Step
+from .rule import GradientConsumer, Step
 
 
-def select_update(device: torch.device) -> Callable[[Step], ChunkUpdate]:
-    """What begins a step on a device."""
-    if device.type == "cuda" and triton_backend() is not None:
-        from . import triton
+def select_update(step: Step) -> Callable[[Step], GradientConsumer]:
+    """The ``begin`` of the implementation for this step.
 
-        return triton.begin
-    return cpp.begin if device.type == "cpu" else eager.begin
+    A GPU takes Triton's kernel, a CPU the C++ kernel. PyTorch's operators serve where the one cannot be imported or the
+    other cannot be built, after one warning.
+    """
+    device = kind(step.weight.value.device)
+    if device == "cuda":
+        triton = triton_update()
+        return eager.begin if triton is None else triton.begin
+    if device == "cpu" and _is_built(cpp.variant_of(step)):
+        return cpp.begin
+    return eager.begin
+
+
+@functools.cache
+def triton_update() -> ModuleType | None:
+    """The implementation in Triton, or None where Triton cannot be imported."""
+    # Where the loss has found no Triton, its warning is enough.
+    return None if triton_backend() is None else import_triton("fused_balanced_loss.optim.triton")
+
+
+@functools.cache
+def _is_built(variant: cpp.Variant) -> bool:
+    """Whether the C++ kernel exists for this variant; builds it at the first question."""
+    try:
+        cpp.kernel(variant)
+    except RuntimeError as error:
+        warnings.warn(
+            f"the C++ kernel of the in-place update cannot be built ({str(error).partition(chr(10))[0]}); "
+            "PyTorch operators take its place, which are slower",
+            stacklevel=2,
+        )
+        return False
+    return True

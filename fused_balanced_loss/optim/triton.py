@@ -7,62 +7,56 @@ import functools
 from torch import Tensor
 
 from ..kernels.classifier_update import classifier_update_kernel
-from .rule import ChunkUpdate, Rows, Rule, Step
+from .rule import GradientConsumer, Rows, Step
 
-_TILE = 1024
+_ELEMENTS_A_PROGRAM = 1024
 _WIDEST = 256
 NUM_WARPS = 4
 
 
-def begin(step: Step) -> ChunkUpdate:
-    """What takes one chunk after another, each in one launch; the host looks at nothing."""
+def begin(step: Step) -> GradientConsumer:
+    """Begins a step; each chunk is one launch, and the host reads nothing from the device."""
     return functools.partial(_update, step)
 
 
 def layout(num_features: int) -> tuple[int, int]:
-    """Rows of a program, and the columns it takes at once."""
-    block = min(_WIDEST, max(16, 1 << (num_features - 1).bit_length()))
-    return _TILE // block, block
+    """Rows of one program, and the columns that it takes at once."""
+    columns = min(_WIDEST, max(16, 1 << (num_features - 1).bit_length()))
+    return _ELEMENTS_A_PROGRAM // columns, columns
 
 
-def kernel_spec(rule: Rule) -> tuple[float, ...]:
-    """The settings that the kernel takes, in its order."""
-    beta1, beta2 = rule.betas
-    return (rule.momentum, 1 - beta1, beta2, 1 - beta2, rule.eps, rule.weight_decay)
-
-
-def _update(
-    step: Step, gradient: Tensor, bias_gradient: Tensor, weight: Rows, bias: Rows | None, first_row: int
-) -> None:
-    rule = step.rule
-    num_rows, num_features = gradient.shape
-    rows, block = layout(num_features)
-    classifier_update_kernel[(-(-num_rows // rows),)](
-        gradient.contiguous(),
+def _update(step: Step, rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
+    weight = step.weight.cut(rows)
+    bias = Rows(None, None, None) if step.bias is None else step.bias.cut(rows)  # type: ignore[arg-type]
+    num_rows, num_features = weight_gradient.shape
+    rows_a_program, columns_at_once = layout(num_features)
+    second_moment = weight.second_moment
+    classifier_update_kernel[(-(-num_rows // rows_a_program),)](
+        weight_gradient.contiguous(),
         bias_gradient.contiguous(),
         weight.value,
-        weight.first,
-        weight.second,
-        None if bias is None else bias.value,
-        None if bias is None else bias.first,
-        None if bias is None else bias.second,
+        weight.first_moment,
+        second_moment,
+        bias.value,
+        bias.first_moment,
+        bias.second_moment,
         step.numbers,
         step.finite,
         step.seed,
         step.number,
         num_rows,
         num_features,
-        first_row,
+        step.first_label + rows.start,
         weight.value.stride(0),
-        rule.max_row_norm or 0.0,
-        SPEC=kernel_spec(rule),
-        ADAMW=rule.kind == "adamw",
-        MOMENTUM=weight.first is not None,
-        ROW_SECOND=weight.second is not None and weight.second.shape[1] != num_features,
-        HAS_BIAS=bias is not None,
-        CLIP=rule.max_row_norm is not None,
-        STOCHASTIC=rule.stochastic,
-        ROWS=rows,
-        BLOCK=block,
+        step.rule.max_row_norm or 0.0,
+        **{name.upper(): value for name, value in step.rule.constants().items()},
+        ADAMW=step.rule.kind == "adamw",
+        HAS_FIRST_MOMENT=weight.first_moment is not None,
+        SECOND_MOMENT_A_ROW=second_moment is not None and second_moment.shape[1] != num_features,
+        HAS_BIAS=step.bias is not None,
+        CLIP=step.rule.max_row_norm is not None,
+        STOCHASTIC=step.rule.stochastic,
+        ROWS=rows_a_program,
+        COLUMNS=columns_at_once,
         num_warps=NUM_WARPS,
     )

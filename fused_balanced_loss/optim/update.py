@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .base import ClassifierUpdate, Rounding, State, check_number
-from .rule import Rule
+from .base import ClassifierUpdate, Rounding
+from .checks import StateForm, check_number
+from .rule import UpdateRule
 
 MomentumState = Literal["float32", "bfloat16"]
 AdamWState = Literal["float32", "bfloat16", "row"]
@@ -50,10 +51,10 @@ class SGDUpdate(ClassifierUpdate):
     def _moments(self) -> tuple[str | None, str | None]:
         return ("momentum_buffer" if self.momentum else None), None
 
-    def _state(self, num_labels: int, num_features: int, bias: bool) -> State:
+    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
         if not self.momentum:
             return {}
-        state: State = {"momentum_buffer": ((num_labels, num_features), getattr(torch, self.state))}
+        state: StateForm = {"momentum_buffer": ((num_labels, num_features), getattr(torch, self.state))}
         if bias:
             state["bias_momentum_buffer"] = ((num_labels,), torch.float32)
         return state
@@ -62,9 +63,15 @@ class SGDUpdate(ClassifierUpdate):
         one = torch.ones_like(lr)
         return lr, one, one
 
-    def _rule(self) -> Rule:
-        return Rule(
-            "sgd", self.momentum, (0.0, 0.0), 0.0, self.weight_decay, self.max_row_norm, self.rounding == "stochastic"
+    def _rule(self) -> UpdateRule:
+        return UpdateRule(
+            kind="sgd",
+            momentum=self.momentum,
+            betas=(0.0, 0.0),
+            eps=0.0,
+            l2_penalty=self.weight_decay,
+            max_row_norm=self.max_row_norm,
+            stochastic=self.rounding == "stochastic",
         )
 
     def extra_repr(self) -> str:
@@ -113,10 +120,10 @@ class AdamWUpdate(ClassifierUpdate):
     def _moments(self) -> tuple[str | None, str | None]:
         return "exp_avg", "exp_avg_sq"
 
-    def _state(self, num_labels: int, num_features: int, bias: bool) -> State:
+    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
         whole = (num_labels, num_features)
         dtype = torch.float32 if self.state == "float32" else torch.bfloat16
-        state: State = {"exp_avg": (whole, dtype), "exp_avg_sq": (whole, dtype)}
+        state: StateForm = {"exp_avg": (whole, dtype), "exp_avg_sq": (whole, dtype)}
         if self.state == "row":
             state["exp_avg_sq"] = ((num_labels,), torch.float32)
         if bias:
@@ -127,8 +134,16 @@ class AdamWUpdate(ClassifierUpdate):
         beta1, beta2 = (1 - torch.pow(beta, self.steps.double()) for beta in self.betas)
         return lr / beta1, 1 - lr * self.weight_decay, beta2.sqrt()
 
-    def _rule(self) -> Rule:
-        return Rule("adamw", 0.0, self.betas, self.eps, 0.0, self.max_row_norm, self.rounding == "stochastic")
+    def _rule(self) -> UpdateRule:
+        return UpdateRule(
+            kind="adamw",
+            momentum=0.0,
+            betas=self.betas,
+            eps=self.eps,
+            l2_penalty=0.0,
+            max_row_norm=self.max_row_norm,
+            stochastic=self.rounding == "stochastic",
+        )
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, betas={self.betas}, eps={self.eps}, state={self.state!r}"

@@ -12,7 +12,6 @@ from transformers import BertForSequenceClassification, RobertaForSequenceClassi
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
 from fused_balanced_loss.integrations.fused_head import FusedClassifier, fuse_classifier
 from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func
-from fused_balanced_loss.optim.update import SGDUpdate
 
 DB = LossSpec.preset("DB")
 
@@ -64,6 +63,8 @@ def test_trains_as_the_plain_path_does_and_loads_into_the_plain_model(tmp_path, 
     model.save_pretrained(tmp_path / "saved")
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "saved").to(device).eval()
     batch = {"input_ids": torch.tensor([[2, 7, 9, 3]], device=device)}
+    for name, saved in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], saved), name
     # The loaded weights lie at other addresses, for which a matrix product may take another path.
     assert_same_but_for_rounding(loaded(**batch).logits, model.eval()(**batch).logits)
 
@@ -91,15 +92,6 @@ def test_mixed_precision_goes_on_in_the_loss(statistics):
     low = head.compute_loss({"logits": outputs.logits.float()}, labels)
     logits = torch.nn.functional.linear(outputs.logits.bfloat16(), head.weight.bfloat16(), head.bias.bfloat16())
     torch.testing.assert_close(low, BalancedLoss(DB, statistics)(logits, labels), rtol=1e-4, atol=0)
-
-
-def test_in_place_update_trains_the_head(tmp_path, statistics):
-    model = tiny_classifier()
-    before = model.classifier.weight.detach().clone()
-    head = fuse_classifier(model, DB, statistics, update=SGDUpdate(lr=0.5))
-    train(model, head.compute_loss, tmp_path)
-    assert head.weight.grad is None and not torch.equal(head.weight, before.to(head.weight.device))
-    assert set(model.state_dict()) == set(tiny_classifier().state_dict())
 
 
 def test_models_without_a_linear_classifier_and_other_statistics(statistics):

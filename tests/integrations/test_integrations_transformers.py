@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
@@ -12,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from accelerate.utils import concatenate, send_to_device, slice_tensors
 from tiny_bert import NUM_LABELS, documents, samples, tiny_classifier, tiny_tokenizer
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec, SparseTargets
+from fused_balanced_loss.integrations.fused_head import fuse_classifier
 from fused_balanced_loss.integrations.transformers import (
     DataCollatorForMultiLabel,
     PaddedLabelIds,
@@ -263,3 +266,82 @@ def test_two_processes_are_one(tmp_path):
     for key in ("eval_micro_f1", "eval_macro_f1", "eval_threshold"):
         assert one["metrics"][key] == two["metrics"][key]
     assert one["metrics"]["eval_micro_f1"] > 0
+
+
+OTHER = 3 * NUM_LABELS
+
+
+def by_hand(ids, num_labels=NUM_LABELS):
+    ids = torch.tensor(ids)
+    return PaddedLabelIds(label_ids=ids, num_labels=torch.full((len(ids),), num_labels))
+
+
+def collated(number=3, num_labels=OTHER):
+    return PaddedLabelIds.from_targets(SparseTargets.from_lists([[0, 2]] * number, num_labels))
+
+
+FORMS = {
+    "collated": collated,
+    "moved": lambda: collated().to("cpu"),
+    "rebuilt by Trainer": lambda: PaddedLabelIds(dict(collated())),
+    "from a worker": lambda: pickle.loads(pickle.dumps(collated())),
+    "gathered": lambda: concatenate([collated(), collated()]),
+    "as arrays": lambda: PaddedLabelIds({name: part.numpy() for name, part in collated().items()}),
+    "by hand": lambda: by_hand([[0, 2], [1, -100]], OTHER),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_of_another_number_than_the_models_are_refused(form):
+    """In the loss, in the fused head and in the metrics; before any kernel reads an id."""
+    labels, message = FORMS[form](), f"labels: expected label ids of {NUM_LABELS} labels.*got ids of {OTHER} labels"
+    logits = torch.randn(len(labels["label_ids"]), NUM_LABELS, requires_grad=True)
+    with pytest.raises(ValueError, match=message):
+        compute_loss_func(make_loss())({"logits": logits}, labels, torch.tensor(7))
+    head = fuse_classifier(tiny_classifier(), LossSpec.preset("FL"), None)
+    with pytest.raises(ValueError, match=message):
+        head.compute_loss({"logits": torch.randn(len(logits), head.in_features)}, labels)
+    with pytest.raises(ValueError, match=message):
+        compute_metrics(ThresholdedF1(NUM_LABELS))(EvalPrediction(logits.detach(), labels))
+
+
+def test_a_trainer_with_another_number_of_labels_stops_at_the_first_step(tmp_path):
+    trainer = make_trainer(tmp_path, train=samples(5))
+    trainer.data_collator = DataCollatorForMultiLabel(tiny_tokenizer(), OTHER)
+    with pytest.raises(ValueError, match=f"got ids of {OTHER} labels"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[0, 10**9]], rf"label ids in \[0, {NUM_LABELS}\), got 1000000000 in row 0"),
+        ([[0, 1], [-5, 1]], "got -5 in row 1"),
+        ([[2, 2]], "got 2 twice in row 0"),
+    ],
+)
+def test_label_ids_made_by_hand_are_looked_at(ids, message):
+    with pytest.raises(ValueError, match=message):
+        by_hand(ids).to_targets(NUM_LABELS)
+    changed = collated(1, NUM_LABELS)
+    changed["label_ids"] = torch.tensor(ids)
+    with pytest.raises(ValueError, match=message):
+        changed.to_targets(NUM_LABELS)
+
+
+def test_collated_label_ids_become_targets_without_waiting_for_the_device():
+    """As Trainer brings them: from a worker, pinned, moved, and in a new mapping of the same tensors.
+
+    A fake tensor has no values, so that whatever would have to read one raises.
+    """
+    targets = SparseTargets.from_lists([[0, 3, 5], [], [6]], NUM_LABELS)
+    labels = copy.copy(pickle.loads(pickle.dumps(PaddedLabelIds.from_targets(targets))))
+    with FakeTensorMode() as mode:
+        labels.update({name: mode.from_tensor(part) for name, part in labels.items()})
+        moved = PaddedLabelIds({name: part.to("cpu") for name, part in labels.to("cpu").items()})
+        made = moved.to_targets(NUM_LABELS)
+        assert (made.crow.shape, made.col.shape) == ((4,), (4,))
+        with pytest.raises(ValueError, match=f"got ids of {NUM_LABELS} labels"):
+            moved.to_targets(OTHER)
+        with pytest.raises(DataDependentOutputException):
+            PaddedLabelIds({name: part.clone() for name, part in moved.items()}).to_targets(NUM_LABELS)

@@ -15,22 +15,23 @@ import static_figures as static
 import triton
 from triton.compiler import ASTSource
 from fused_balanced_loss.optim import triton as backend
-from fused_balanced_loss.optim.rule import Rule
+from fused_balanced_loss.optim.rule import UpdateRule
 from fused_balanced_loss.kernels.classifier_update import classifier_update_kernel as kernel
 
 name, kind, weight, state, clip, num_features = sys.argv[1:]
 target, num_features, adamw = static.TARGETS[name], int(num_features), kind == "adamw"
-rows, block = backend.layout(num_features)
+rows, columns = backend.layout(num_features)
 moment = "fp32" if state == "float32" else "bf16"
-pointers = {"gradient_ptr": "fp32", "bias_gradient_ptr": "fp32", "weight_ptr": weight, "first_ptr": moment,
-            "second_ptr": "fp32" if state == "row" else moment, "bias_ptr": weight, "bias_first_ptr": "fp32",
-            "bias_second_ptr": "fp32", "numbers_ptr": "fp64", "finite_ptr": "i1", "seed_ptr": "i64",
-            "number_ptr": "i64"}
-rule = Rule(kind, 0.9, (0.9, 0.999), 1e-8, 0.1, None, True)
-constants = {"SPEC": backend.kernel_spec(rule), "ADAMW": adamw, "MOMENTUM": True, "ROW_SECOND": state == "row",
-             "HAS_BIAS": True, "CLIP": clip == "clip", "STOCHASTIC": True, "ROWS": rows, "BLOCK": block}
+pointers = {"weight_gradient_ptr": "fp32", "bias_gradient_ptr": "fp32", "weight_ptr": weight,
+            "first_moment_ptr": moment, "second_moment_ptr": "fp32" if state == "row" else moment, "bias_ptr": weight,
+            "bias_first_moment_ptr": "fp32", "bias_second_moment_ptr": "fp32", "numbers_ptr": "fp64",
+            "finite_ptr": "i1", "seed_ptr": "i64", "step_number_ptr": "i64"}
+rule = UpdateRule(kind, 0.9, (0.9, 0.999), 1e-8, 0.1, None, True)
+constants = {name.upper(): value for name, value in rule.constants().items()}
+constants |= {"ADAMW": adamw, "HAS_FIRST_MOMENT": True, "SECOND_MOMENT_A_ROW": state == "row", "HAS_BIAS": True,
+              "CLIP": clip == "clip", "STOCHASTIC": True, "ROWS": rows, "COLUMNS": columns}
 if not adamw:
-    constants |= {"second_ptr": None, "bias_second_ptr": None}
+    constants |= {"second_moment_ptr": None, "bias_second_moment_ptr": None}
 names = kernel.arg_names
 signature = {n: "constexpr" if n in constants else f"*{pointers[n]}" if n in pointers
              else "fp32" if n == "max_row_norm" else "i32" for n in names}
