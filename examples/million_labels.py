@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from argument_types import integer
 from classifier_ways import WAYS, account, available_memory, train
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -30,13 +29,19 @@ JOIN_SECONDS = 30
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
 
+def at_least_two(text: str) -> int:
+    if int(text) < 2:
+        raise ValueError
+    return int(text)
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--labels", type=integer(2), default=1_000_000)
-    parser.add_argument("--features", type=integer(1), default=256)
-    parser.add_argument("--batch", type=integer(1), default=128)
-    parser.add_argument("--steps", type=integer(1), default=3)
-    parser.add_argument("--ranks", type=integer(1), default=1, help="processes that share the labels")
+    parser.add_argument("--labels", type=at_least_two, default=1_000_000)
+    parser.add_argument("--features", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=1, help="processes that share the labels")
     parser.add_argument(
         "--ways", nargs="+", choices=list(WAYS), default=list(WAYS)[:3], help="default: the first three"
     )

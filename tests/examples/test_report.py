@@ -6,9 +6,7 @@ import csv
 import dataclasses
 import json
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +14,11 @@ import torch
 
 for package in ("matplotlib", "scipy", "sklearn"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import make_report  # noqa: E402
 from atomic_file import atomic_file  # noqa: E402
-from conftest import SHARED  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
+from places import SHARED  # noqa: E402
 from report import errors  # noqa: E402
 from report.agreement import CLAIMS, judge, order_table  # noqa: E402
 from report.co_occurrence_figure import conditional_probability, draw_co_occurrence  # noqa: E402

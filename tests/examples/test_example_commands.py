@@ -10,14 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 for package in ("datasets", "ijson", "matplotlib", "scipy", "sklearn"):
     pytest.importorskip(package)
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
 
 import experiment  # noqa: E402
 import records as records_module  # noqa: E402
@@ -27,6 +24,7 @@ import run_corpus  # noqa: E402
 from corpora import reuters  # noqa: E402
 from corpora.generated_reuters import generate_corpus  # noqa: E402
 from encoders import feature_encoder  # noqa: E402
+from places import PAPER, ROOT  # noqa: E402
 from progress import Progress  # noqa: E402
 from records import RecordError, RecordStore, fingerprint  # noqa: E402
 
@@ -190,9 +188,9 @@ def test_interrupted_run_keeps_what_is_done_and_goes_on(arguments, tmp_path, cap
 
 
 def test_killed_run_goes_on(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "reproduce_reuters.py"), "--generated", "--documents", "1000"]
+    command = [sys.executable, str(PAPER / "reproduce_reuters.py"), "--generated", "--documents", "1000"]
     command += ["--losses", "BCE", "DB", "--epochs", "1", "--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list((tmp_path / "records").glob("BCE*.npz")):
@@ -206,9 +204,9 @@ def test_killed_run_goes_on(tmp_path):
 
 def test_features_train_in_one_process_of_several(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(EXAMPLES / "reproduce_reuters.py"), "--generated", "--documents", "1000", "--epochs", "1"]
+    command += [str(PAPER / "reproduce_reuters.py"), "--generated", "--documents", "1000", "--epochs", "1"]
     command += ["--losses", "SVM", "BCE", "--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.startswith("--encoder tfidf trains in one process; the others have ended")
@@ -346,8 +344,8 @@ def test_missing_package_is_named_before_anything_is_done(package, command, tmp_
 
 @pytest.mark.parametrize("command", ["reproduce_reuters", "reproduce_pubmed", "run_corpus", "make_report"])
 def test_missing_package_of_every_command(command):
-    code = f"import runpy, sys; sys.modules['sklearn'] = None; runpy.run_path({str(EXAMPLES / command)!r} + '.py')"
-    environment = os.environ | {"PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parent}"}
+    code = f"import runpy, sys; sys.modules['sklearn'] = None; runpy.run_path({str(PAPER / command)!r} + '.py')"
+    environment = os.environ | {"PYTHONPATH": f"{PAPER}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: scikit-learn cannot be imported")
@@ -355,9 +353,9 @@ def test_missing_package_of_every_command(command):
 
 
 def test_output_that_nobody_reads_ends_without_a_traceback(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "reproduce_reuters.py"), "--generated", "--documents", "1000"]
+    command = [sys.executable, str(PAPER / "reproduce_reuters.py"), "--generated", "--documents", "1000"]
     command += ["--losses", "BCE", "--epochs", "1", "--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.readline()
         process.stdout.close()
@@ -381,7 +379,7 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
     others = [settings(*change.split()) for change in changes]
     assert len({fingerprint(one) for one in (default, *others)}) == 5
     assert fingerprint(settings()) == fingerprint(default)
-    for path in (EXAMPLES / "results" / "reuters" / "records").glob("DB-seed0-*.json"):
+    for path in (PAPER / "results" / "reuters" / "records").glob("DB-seed0-*.json"):
         recorded = json.loads(path.read_text())["settings"]
         if recorded["encoder"] == "tfidf":
             same = {name: recorded[name] for name in ("corpus", "corpus_fingerprint")}

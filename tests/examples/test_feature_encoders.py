@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 
 for package in ("joblib", "scipy", "sklearn", "transformers"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from corpora.corpus import Corpus, Split  # noqa: E402
 from corpora.generated_reuters import generate_corpus  # noqa: E402

@@ -18,7 +18,6 @@ pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 pytest.importorskip("optuna")
 pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from corpora.corpus import Split
 from encoders import bert, fine_tuning, pretrained, tokens
@@ -29,13 +28,13 @@ from encoders.encoder import EncoderError
 from encoders.epoch_report import StepBar, epochs_of, is_over
 from encoders.rate_search import search_learning_rate
 from fine_tuning_run import SETTINGS
+from places import PAPER, ROOT
 from safetensors.torch import load_file, save_file
 from tiny_bert import NUM_LABELS, save_tiny_encoder, tiny_corpus
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
 
 from fused_balanced_loss import LossSpec
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("fine_tuning_run.py")
 
 
@@ -454,7 +453,7 @@ def test_the_command_on_two_processes(encoder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launch, str(ROOT / "examples" / "reproduce_reuters.py"), *arguments],
+        [*launch, str(PAPER / "reproduce_reuters.py"), *arguments],
         env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

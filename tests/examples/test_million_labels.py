@@ -1,14 +1,8 @@
 """The memory account of a large classifier, at small sizes."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
 import classifier_ways
 import million_labels
+import pytest
 
 SMALL = ["--labels", "700", "--features", "8", "--batch", "4", "--steps", "2"]
 

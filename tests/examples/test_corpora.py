@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 for package in ("datasets", "ijson", "scipy", "sklearn"):
     pytest.importorskip(package)
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from conftest import SHARED  # noqa: E402
 from corpora import document_cache  # noqa: E402
 from corpora.bioasq import BioasqOptions, load_bioasq, read_articles  # noqa: E402
 from corpora.cache import CacheError, cached  # noqa: E402
@@ -25,6 +21,7 @@ from corpora.generated_bioasq import write_bioasq  # noqa: E402
 from corpora.generated_reuters import generate_corpus  # noqa: E402
 from corpora.partition import Partition  # noqa: E402
 from corpora.table_files import TableOptions, load_table_files  # noqa: E402
+from places import SHARED  # noqa: E402
 
 PARTITION = Partition(validation=2, test=2, seed=0, min_label_count=1)
 ALL_YEARS = BioasqOptions(years=None)

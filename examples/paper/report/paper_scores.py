@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 Scores = dict[str, dict[str, float]]
-FOLDER = Path(__file__).parent / "paper"
+FOLDER = Path(__file__).parent / "published"
 CORPUS_NAMES = {"reuters": "Reuters-21578", "pubmed": "PubMed"}
 # Label pairs that the paper's error analysis names as the most confused.
 CONFUSED = {"reuters": (("platinum", "gold"), ("yen", "money-fx"), ("platinum", "copper"))}

@@ -10,8 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
+import places  # noqa: F401  it puts the examples on the path
 import torch
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings
