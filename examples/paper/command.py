@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from corpora.cache import CacheError
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import EncoderError
 from encoders.memory import describe_memory
 from encoders.processes import is_main, number_of_processes
 from experiment import Experiment
+from files import CacheError
 from options import Options
 from progress import Progress
 from records import KINDS, RecordError, RecordStore

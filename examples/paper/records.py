@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atomic_file import atomic_file
+from files import atomic_file
 
 from fused_balanced_loss import SparseTargets
 

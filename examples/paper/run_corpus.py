@@ -13,7 +13,7 @@ from corpora.bioasq import HEAD as PUBMED_HEAD
 from corpora.bioasq import TAIL as PUBMED_TAIL
 from corpora.corpus import Corpus
 from corpora.partition import Partition
-from corpora.table_files import TableOptions, load_table_files
+from corpora.table_files import QUOTING, TableOptions, load_table_files
 from encoders.head import HeadSettings
 from options import Options, make_parser, parse_options
 from progress import Progress
@@ -34,13 +34,25 @@ def corpus_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "file",
         type=existing_file,
-        help="documents as .jsonl, .csv or .tsv; those that neither a file nor the split field gives are drawn from it",
+        help="documents as .jsonl, .csv or .tsv, also with .gz; those that neither a file nor the split field gives are drawn from it",
     )
     parser.add_argument("--validation-file", type=existing_file, help="the validation documents")
     parser.add_argument("--test-file", type=existing_file, help="the test documents")
     parser.add_argument("--text-field", default=table.text, help="name of the field or column of the text")
     parser.add_argument("--label-field", default=table.labels, help="name of the field or column of the labels")
     parser.add_argument("--split-field", default=table.split, help="may say train, validation or test")
+    parser.add_argument(
+        "--no-header",
+        action="store_true",
+        help="the first line of CSV or TSV is a document: columns are 1, 2, ..., the text is 1 and the labels are 2 if "
+        "the field options do not say otherwise",
+    )
+    parser.add_argument(
+        "--quoting",
+        choices=list(QUOTING),
+        default=table.quoting,
+        help="of CSV and TSV: none takes a quote at the beginning of a field as text",
+    )
     parser.add_argument("--label-separator", default=table.separator, help="between labels that are one string")
     parser.add_argument("--head", type=integer(1), default=PUBMED_HEAD, help="head labels have as many, or more")
     parser.add_argument("--tail", type=integer(0), default=PUBMED_TAIL, help="tail labels have as many, or fewer")
@@ -52,6 +64,10 @@ def corpus_options(arguments: Sequence[str] | None = None) -> Options:
         parser.error(f"argument --tail: expected less than --head {options.own.head}, got {options.own.tail}")
     if not options.own.label_separator:
         parser.error("argument --label-separator: expected at least one character, got none")
+    if options.own.no_header:
+        for field, column in (("text", "1"), ("label", "2")):
+            if getattr(options.own, f"{field}_field") == parser.get_default(f"{field}_field"):
+                setattr(options.own, f"{field}_field", column)
     return options
 
 
@@ -60,7 +76,9 @@ def load(options: Options, progress: Progress) -> Corpus:
     files = {"": own.file, "validation": own.validation_file, "test": own.test_file}
     return load_table_files(
         {part: path for part, path in files.items() if path is not None},
-        TableOptions(own.text_field, own.label_field, own.split_field, own.label_separator),
+        TableOptions(
+            own.text_field, own.label_field, own.split_field, own.label_separator, not own.no_header, own.quoting
+        ),
         partition(own),
         options.cache,
         progress.say,

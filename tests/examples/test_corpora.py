@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from collections import Counter
 
@@ -15,16 +16,17 @@ for package in ("datasets", "ijson", "scipy", "sklearn"):
 
 from corpora import document_cache  # noqa: E402
 from corpora.bioasq import BioasqOptions, load_bioasq, read_articles  # noqa: E402
-from corpora.cache import CacheError, cached  # noqa: E402
 from corpora.corpus import CorpusError  # noqa: E402
 from corpora.generated_bioasq import write_bioasq  # noqa: E402
 from corpora.generated_reuters import generate_corpus  # noqa: E402
 from corpora.partition import Partition  # noqa: E402
 from corpora.table_files import TableOptions, load_table_files  # noqa: E402
+from files import CacheError, cached  # noqa: E402
 from places import SHARED  # noqa: E402
 
 PARTITION = Partition(validation=2, test=2, seed=0, min_label_count=1)
 ALL_YEARS = BioasqOptions(years=None)
+DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def article(number=1, **changes):
@@ -257,6 +259,23 @@ def test_table_files_with_given_parts(load, tmp_path):
         ("a.csv", b"text,labels\n\xff,a", "expected UTF-8, got another encoding"),
         ("a.txt", "a", "expected a file ending in one of .jsonl"),
         ("a.jsonl", "", "no document is left (the file has none)"),
+        ("a.csv", "text,labels,text\na,b,c", "expected different columns, got 'text' more than once"),
+        ("a.csv", "text,labels\n\na,b,c", "line 3: expected 2 fields, got 3"),
+        (
+            "a.jsonl",
+            '{"text": "a", "labels": ["b\\ud800"]}',
+            "line 1: labels: expected characters, got half a surrogate pair",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "labels": []}\n{"text": ' + DEEP + "}",
+            "line 2: expected strings and lists of strings",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "labels": ' + "[" * 900 + "]" * 900 + "}",
+            "line 1: labels: expected a list of names",
+        ),
         ("a.jsonl", '{"text": " ", "labels": []}', "no document is left (1 documents without text, left out)"),
     ],
 )
@@ -266,6 +285,91 @@ def test_bad_table_files(load, tmp_path, name, content, message):
     with pytest.raises(CorpusError) as error:
         load.table({"": file})
     assert message in str(error.value)
+
+
+def test_table_files_without_a_header(load, tmp_path):
+    rows = [(f"text {k}", f"label {k % 3};all", "test" if k < 2 else "") for k in range(8)]
+    named, bare, tabs = (tmp_path / name for name in ("named.csv", "bare.csv", "bare.tsv"))
+    named.write_text("\n".join(map(",".join, (("text", "labels", "split"), *rows))))
+    bare.write_text("\n".join(map(",".join, rows)))
+    tabs.write_text("\n".join(f"{labels}\t{split}\t{text}" for text, labels, split in rows))
+    first, second = TableOptions("1", "2", "3", header=False), TableOptions("3", "1", "2", header=False)
+    corpora = [load.table({"": named}), load.table({"": bare}, first), load.table({"": tabs}, second)]
+    assert len({corpus.fingerprint for corpus in corpora}) == 1
+    assert [len(split) for split in corpora[1].splits.values()] == [4, 2, 2]
+    with pytest.raises(CorpusError, match=r"expected the columns '1' and '9', got \['1', '2', '3'\]"):
+        load.table({"": bare}, TableOptions("1", "9", header=False))
+    with pytest.raises(CorpusError, match="--no-header is for files whose first line is a document"):
+        load.table({"": bare})
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"1": "a", "2": "b"}')
+    with pytest.raises(CorpusError, match="--no-header: expected a CSV or TSV file"):
+        load.table({"": lines}, first)
+
+
+def test_fields_that_begin_with_a_quote(load, tmp_path):
+    file = tmp_path / "quotes.tsv"
+    texts = [
+        f'"{word}" he said' if word != "four" else '"four' for word in ("one", "two", "three", "four", "five", "six")
+    ]
+    file.write_text("text\tlabels\n" + "\n".join(f"{text}\tspeech" for text in texts))
+    with pytest.raises(CorpusError, match=r"quotes\.tsv, line 2: .*; --quoting none takes quotes as text"):
+        load.table({"": file})
+    corpus = load.table({"": file}, TableOptions(quoting="none"))
+    assert texts_and_labels(corpus) == {text: {"speech"} for text in texts}
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.tsv.gz", "ROWS.CSV.GZ", "packed.csv"])
+def test_gzipped_table_files(load, tmp_path, name):
+    rows = [(f"text {k}", f"label {k % 3};all") for k in range(8)]
+    plain = tmp_path / "plain.csv"
+    plain.write_text("\n".join(map(",".join, (("text", "labels"), *rows))))
+    content = plain.read_bytes()
+    if "json" in name:
+        content = "\n".join(json.dumps({"text": text, "labels": labels}) for text, labels in rows).encode()
+    elif "tsv" in name:
+        content = content.replace(b",", b"\t")
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(content))
+    corpus = load.table({"": file})
+    assert corpus.fingerprint == load.table({"": plain}).fingerprint
+    assert corpus.name == name.partition(".")[0]
+    file.write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(CorpusError, match="cannot be read: Compressed file ended"):
+        load.table({"": file})
+
+
+def test_deeply_nested_bioasq_file(load, tmp_path):
+    file = tmp_path / "deep.json"
+    for where in (
+        f'"meshMajor": {DEEP}',
+        f'"meshMajor": ["a"]}}, {{"title": "b\\\\", "other": {DEEP.replace("[", "[[")}',
+    ):
+        file.write_text(f'{{"articles": [{{"pmid": "1", "title": "a", {where}}}]}}')
+        with pytest.raises(CorpusError, match=r"deep\.json: broken .*: nested in more than 500 brackets"):
+            load.bioasq(file)
+    headings = "[" * 400 + "]" * 400
+    file.write_text(f'{{"articles": [{{"pmid": "1", "title": "a", "meshMajor": {headings}}}]}}')
+    with pytest.raises(CorpusError, match=r"article 1 \(pmid 1\): meshMajor: expected a list of strings"):
+        load.bioasq(file)
+    brackets = [article(number, title="[{" * 600 + '\\"[' * number) for number in range(80)]
+    assert len(texts_and_labels(load.bioasq(write_articles(file, brackets)))) == 80
+
+
+def test_half_a_surrogate_pair_in_a_text(load, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"text {k} \ud800", "labels": ["a"]}) for k in range(8)))
+    corpus = load.table({"": file})
+    assert corpus.remarks == ["8 documents with half a surrogate pair, which is replaced by a question mark"]
+    assert "text 3 ?" in texts_and_labels(corpus)
+    printable = load.bioasq(write_articles(tmp_path / "a.json", [article(k, meshMajor=["b\ud800"]) for k in range(8)]))
+    "".join(printable.label_names).encode("utf-8")
+
+
+def test_file_whose_name_is_no_text(load, tmp_path):
+    file = tmp_path / os.fsdecode(b"na\xefme.jsonl")
+    file.write_text("\n".join(json.dumps({"text": f"text {k}", "labels": ["a"]}) for k in range(8)))
+    assert load.table({"": file}).name == "na?me"
 
 
 def test_missing_file(load, tmp_path):

@@ -245,6 +245,17 @@ def test_own_corpus(tmp_path, capsys):
     assert record["settings"]["loss"]["mu"] == pytest.approx(suggested, abs=1e-3)
 
 
+def test_own_corpus_without_a_header(tmp_path, capsys):
+    file = tmp_path / "own.tsv"
+    file.write_text("\n".join(f'"quoted {k} word\tred;blue{k % 2}' for k in range(40)))
+    arguments = [str(file), "--no-header", "--quoting", "none", "--losses", "DB", "--epochs", "1", "--head", "9"]
+    arguments += ["--tail", "1", "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    assert run_corpus.main(arguments) == 0
+    assert "own: 40 documents (32 train, 4 validation, 4 test), 3 labels" in capsys.readouterr().out
+    options = run_corpus.corpus_options([*arguments, "--text-field", "3"]).own
+    assert (options.text_field, options.label_field) == ("3", "2")
+
+
 @pytest.mark.parametrize("name", ["truncated", "no model"])
 def test_what_cannot_be_used_ends_the_command_with_a_message(tmp_path, capsys, monkeypatch, name):
     folders = ["--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]

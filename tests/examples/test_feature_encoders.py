@@ -19,10 +19,10 @@ from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
 from encoders.frozen import frozen_features, model_name  # noqa: E402
 from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
-from encoders.resumable_array import ResumableArray  # noqa: E402
 from encoders.scoring import score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
 from encoders.tfidf import SVM_TFIDF, TfidfSettings, tfidf_features  # noqa: E402
+from files import ResumableArray  # noqa: E402
 from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
 from sklearn.metrics import f1_score  # noqa: E402
 from sklearn.multiclass import OneVsRestClassifier  # noqa: E402

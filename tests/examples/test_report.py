@@ -16,8 +16,8 @@ for package in ("matplotlib", "scipy", "sklearn"):
     pytest.importorskip(package)
 
 import make_report  # noqa: E402
-from atomic_file import atomic_file  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
+from files import atomic_file  # noqa: E402
 from places import SHARED  # noqa: E402
 from report import errors  # noqa: E402
 from report.agreement import CLAIMS, judge, order_table  # noqa: E402

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corpora.corpus import Corpus, CorpusError
-from corpora.document_cache import Document, Documents, Remarks, cached_documents
+from corpora.document_cache import Document, Documents, Remarks, cached_documents, clean_labels, open_binary
 from corpora.partition import Partition, make_corpus
 
 # Huang et al., EMNLP 2021, section 4.1 and Table 3.
@@ -21,6 +20,9 @@ YEARS = (2020, 2021)
 HEAD, TAIL = 50, 15
 INSTANCE_GROUPS = {"<=9": (0, 9), "10-14": (10, 14), ">=15": (15, None)}
 PARTITION = Partition(validation=5000, test=5000, seed=0, min_label_count=5)
+
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+DEEPEST = 500
 
 NO_ABSTRACT = "articles without abstract, of which the title alone is used"
 NO_TEXT = "articles without title and abstract, left out"
@@ -78,7 +80,9 @@ def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Itera
 
     number, pmid = 0, "none"
     try:
-        with _open(path, options.encoding) as file:
+        with open_binary(path) as binary:
+            utf8 = codecs.lookup(options.encoding).name == "utf-8"
+            file = _Shallow(binary if utf8 else _Recoded(binary, options.encoding))
             for number, article in enumerate(ijson.items(file, "articles.item"), 1):
                 if not isinstance(article, dict):
                     raise CorpusError(f"{path}: article {number:,}: expected an object, got {type(article).__name__}")
@@ -86,20 +90,11 @@ def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Itera
                 document = _document(article, options, remarks, f"{path}: article {number:,} (pmid {pmid})")
                 if document:
                     yield document
-    except (ijson.JSONError, EOFError, zlib.error, OSError, UnicodeError) as error:
+    except (ijson.JSONError, EOFError, zlib.error, OSError, ValueError) as error:
         where = f"after article {number:,} (pmid {pmid})" if number else "at its beginning"
         raise CorpusError(f"{path}: broken or truncated {where}: {_reason(error)}") from error
     if not number:
         raise CorpusError(f'{path}: expected {{"articles": [...]}}, got no article')
-
-
-@contextmanager
-def _open(path: Path, encoding: str) -> Iterator[Any]:
-    """A file of UTF-8 bytes."""
-    with open(path, "rb") as raw:
-        gzipped = raw.peek(2)[:2] == b"\x1f\x8b"
-        binary: Any = gzip.GzipFile(fileobj=raw) if gzipped else raw
-        yield binary if codecs.lookup(encoding).name == "utf-8" else _Recoded(binary, encoding)
 
 
 class _Recoded:
@@ -110,6 +105,32 @@ class _Recoded:
 
     def read(self, size: int = -1) -> bytes:
         return self.text.read(size).encode("utf-8")
+
+
+class _Shallow:
+    """A file of JSON, refused where it is nested deeply: ijson's memory grows with the square of the depth."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.depth = 0
+        # The beginning of a string that goes on in the next block, as far as its end depends on it.
+        self.open_string = b""
+
+    def read(self, size: int = -1) -> bytes:
+        block: bytes = self.file.read(size)
+        # A string may hold any bracket.
+        structure, quote, string = STRING.sub(b"", self.open_string + block).partition(b'"')
+        escapes = len(string) - len(string.rstrip(b"\\"))
+        self.open_string = quote + b"\\" * (escapes % 2)
+        opened, closed = (sum(map(structure.count, brackets)) for brackets in ((b"[", b"{"), (b"]", b"}")))
+        if self.depth + opened > DEEPEST:
+            for bracket in re.findall(rb"[\[\]{}]", structure):
+                self.depth += 1 if bracket in b"[{" else -1
+                if self.depth > DEEPEST:
+                    raise ValueError(f"nested in more than {DEEPEST} brackets")
+        else:
+            self.depth += opened - closed
+        return block
 
 
 def _document(article: dict[str, Any], options: BioasqOptions, remarks: Remarks, where: str) -> Document | None:
@@ -130,7 +151,7 @@ def _document(article: dict[str, Any], options: BioasqOptions, remarks: Remarks,
         return None
     if not abstract:
         remarks[NO_ABSTRACT] += 1
-    return Document(f"{title} {abstract}".strip(), headings)
+    return Document(f"{title} {abstract}".strip(), clean_labels(headings, f"{where}: meshMajor"))
 
 
 def _text(article: dict[str, Any], key: str, where: str) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from files import Json, Say, cached, digest
 from numpy.typing import NDArray
 
-from corpora.cache import Json, Say, cached
 from corpora.corpus import CorpusError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 # To be raised with every change in what is parsed or how it is stored.
 VERSION = 1
 BATCH = 1000
+SURROGATES = "documents with half a surrogate pair, which is replaced by a question mark"
 
 Remarks = Counter[str]
 
@@ -45,7 +48,7 @@ class Documents:
         label_names: by label id, in order of appearance.
         splits: name of the given part of each document, or empty.
         fingerprint: hash of texts, labels and given parts.
-        remarks: what reading left out, with how often.
+        remarks: what reading left out or changed, with how often.
     """
 
     dataset: Dataset
@@ -78,14 +81,32 @@ def cached_documents(
         CorpusError: for files that cannot be read, or without a document.
         CacheError: where the cache cannot be written.
     """
-    identity = json.dumps([options, [str(path.resolve()) for path in sources]], sort_keys=True)
     return cached(
-        cache / f"documents-{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+        cache / f"documents-{digest([options, [str(path.resolve()) for path in sources]])}",
         {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]},
         lambda folder: _write(folder, sources, read, say),
-        _open,
+        _load,
         warn,
     )
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[Any]:
+    """The bytes of a file, of a gzipped one unpacked, whatever its name."""
+    with open(path, "rb") as raw:
+        yield gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+
+
+def clean_labels(names: list[str], where: str) -> list[str]:
+    """The names of labels, which tables and files must be able to hold.
+
+    Raises:
+        CorpusError: for half a surrogate pair, which is legal in JSON and is no character.
+    """
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise CorpusError(f"{where}: expected characters, got half a surrogate pair in {name!r}")
+    return names
 
 
 def _stamp(path: Path) -> Json:
@@ -103,15 +124,16 @@ def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iter
     remarks: Remarks = Counter()
     label_ids: dict[str, int] = {}
     splits: dict[str, int] = {}
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     count, col, split_of = array("q", [0]), array("i"), array("b")
     features = Features({"text": Value("string")})
     with ArrowWriter(features=features, path=str(folder / "texts.arrow"), writer_batch_size=BATCH) as writer:
         for number, document in enumerate(read(remarks), 1):
             # Half a surrogate pair is legal in JSON and has no place in Arrow.
             text = document.text.encode("utf-8", "replace").decode("utf-8")
+            remarks[SURROGATES] += text != document.text
             labels = list(dict.fromkeys(document.labels))
-            digest.update(json.dumps([text, labels, document.split]).encode())
+            hashed.update(json.dumps([text, labels, document.split]).encode())
             writer.write({"text": text})
             col.extend(label_ids.setdefault(label, len(label_ids)) for label in labels)
             split_of.append(splits.setdefault(document.split, len(splits)))
@@ -119,10 +141,8 @@ def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iter
             if number % (5 * BATCH) == 0:
                 say(f"{number:,} documents read")
         if len(count) == 1:
-            left_out = "; ".join(f"{n:,} {what}" for what, n in remarks.items())
-            raise CorpusError(
-                f"{', '.join(map(str, sources))}: no document is left ({left_out or 'the file has none'})"
-            )
+            left_out = "; ".join(f"{n:,} {what}" for what, n in remarks.items()) or "the file has none"
+            raise CorpusError(f"{', '.join(map(str, sources))}: no document is left ({left_out})")
         writer.finalize()
     np.savez(
         folder / "labels.npz",
@@ -131,11 +151,11 @@ def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iter
         split=np.asarray(split_of),
         split_names=np.array(list(splits)),
     )
-    meta = {"label_names": list(label_ids), "fingerprint": digest.hexdigest()[:16], "remarks": remarks}
+    meta = {"label_names": list(label_ids), "fingerprint": hashed.hexdigest()[:16], "remarks": +remarks}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def _open(folder: Path) -> Documents:
+def _load(folder: Path) -> Documents:
     from datasets import Dataset
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -144,12 +164,5 @@ def _open(folder: Path) -> Documents:
         splits = labels["split_names"][labels["split"]]
         if len(dataset) != len(splits):
             raise ValueError(f"{len(dataset):,} texts, {len(splits):,} documents")
-        return Documents(
-            dataset=dataset,
-            crow=labels["crow"].astype(np.int64),
-            col=labels["col"].astype(np.int64),
-            label_names=meta["label_names"],
-            splits=splits,
-            fingerprint=meta["fingerprint"],
-            remarks=meta["remarks"],
-        )
+        crow, col = (labels[name].astype(np.int64) for name in ("crow", "col"))
+    return Documents(dataset, crow, col, splits=splits, **meta)

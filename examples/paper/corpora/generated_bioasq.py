@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from atomic_file import atomic_file
+from files import Say, atomic_file
 from numpy.typing import NDArray
-
-from corpora.cache import Say
 
 # Articles and headings of the paper's corpus (Huang et al., EMNLP 2021, Table 1).
 NUM_ARTICLES, NUM_LABELS = 224_897, 18_211

@@ -1,38 +1,51 @@
-"""A corpus of one's own: JSON Lines, CSV or TSV files of texts and labels."""
+"""A corpus of one's own: JSON Lines, CSV or TSV files of texts and labels, plain or gzipped."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Callable, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+from files import Say
 
 from corpora.corpus import Corpus, CorpusError
-from corpora.document_cache import Document, Remarks, cached_documents
+from corpora.document_cache import Document, Remarks, cached_documents, clean_labels, open_binary
 from corpora.partition import Partition, make_corpus
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+QUOTING: dict[str, Any] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
 # csv's own limit of 128 KiB is less than a long document.
 FIELD_LIMIT = 1 << 30
 
 NO_TEXT = "documents without text, left out"
+TOO_DEEP = "got JSON that is nested too deeply"
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Names of the fields, and what parts the labels of a field that is one string.
+    """Names of the fields, and how a file is read.
 
-    split: field that says ``train``, ``validation`` or ``test``; may be absent.
+    Attributes:
+        split: field that says ``train``, ``validation`` or ``test``; may be absent.
+        separator: parts the labels of a field that is one string.
+        header: whether the first line of CSV and TSV names the columns; else "1", "2", ... are their names.
+        quoting: of CSV and TSV: with ``none`` a quote at the beginning of a field is text as any other.
     """
 
     text: str = "text"
     labels: str = "labels"
     split: str = "split"
     separator: str = ";"
+    header: bool = True
+    quoting: Literal["minimal", "none"] = "minimal"
 
 
 def load_table_files(
@@ -40,8 +53,8 @@ def load_table_files(
     options: TableOptions,
     partition: Partition,
     cache: Path,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
+    say: Say,
+    warn: Say,
     *,
     head: int,
     tail: int,
@@ -61,13 +74,15 @@ def load_table_files(
             yield from _read(part, path, options, remarks)
 
     documents = cached_documents(cache, list(files.values()), made_by, read, say, warn)
-    name = "+".join(path.stem for path in files.values())
+    # The name of a file need not be text; what is printed must be.
+    name = "+".join(_kind_of(path).stem for path in files.values()).encode("utf-8", "replace").decode("utf-8")
     return make_corpus(name, documents, partition, head=head, tail=tail)
 
 
 def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Iterator[Document]:
+    where = str(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
             for where, row in _rows(path, file, options):
                 document = _document(row, part, options, where)
                 if document.text:
@@ -76,43 +91,80 @@ def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Ite
                     remarks[NO_TEXT] += 1
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
-    except OSError as error:
-        raise CorpusError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        # The errors of a broken gzip file have no strerror.
+        raise CorpusError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _kind_of(path: Path) -> Path:
+    """The path without the ``.gz`` of a gzipped file."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row stands, and the row."""
-    suffix = path.suffix.lower()
-    if suffix in JSON_LINES:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number:,}"
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    got = f"{line.strip()[:60]!r}: {error}"
-                    raise CorpusError(f"{where}: expected a JSON object a line, got {got}") from error
-                if not isinstance(row, dict):
-                    raise CorpusError(f"{where}: expected a JSON object a line, got {type(row).__name__}")
-                yield where, row
-    elif suffix in DELIMITERS:
-        csv.field_size_limit(FIELD_LIMIT)
-        reader = csv.DictReader(file, delimiter=DELIMITERS[suffix], strict=True)
-        try:
-            missing = {options.text, options.labels} - set(reader.fieldnames or ())
-            if missing:
-                names = reader.fieldnames or "none"
-                raise CorpusError(f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {names}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num:,}"
-                if None in row or None in row.values():
-                    raise CorpusError(f"{where}: expected {len(reader.fieldnames or ())} fields")
-                yield where, row
-        except csv.Error as error:
-            raise CorpusError(f"{path}, line {reader.line_num:,}: {error}") from error
-    else:
+    suffix = _kind_of(path).suffix.lower()
+    if suffix in DELIMITERS:
+        yield from _table_rows(path, file, DELIMITERS[suffix], options)
+    elif suffix not in JSON_LINES:
         expected = ", ".join((*JSON_LINES, *DELIMITERS))
-        raise CorpusError(f"{path}: expected a file ending in one of {expected}")
+        raise CorpusError(f"{path}: expected a file ending in one of {expected}, or in one of them and .gz")
+    elif not options.header:
+        raise CorpusError(f"{path}: --no-header: expected a CSV or TSV file, JSON Lines have names in every line")
+    else:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}, line {number:,}", _json_row(line, f"{path}, line {number:,}")
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
+    except ValueError as error:
+        raise CorpusError(f"{where}: expected a JSON object a line, got {line.strip()[:60]!r}: {error}") from error
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: expected a JSON object a line, got {type(row).__name__}")
+    return row
+
+
+def _table_rows(
+    path: Path, file: IO[str], delimiter: str, options: TableOptions
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(FIELD_LIMIT)
+    reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=QUOTING[options.quoting])
+    names: list[str] | None = None
+    try:
+        for row in reader:
+            if names is None:
+                names = row if options.header else [str(number) for number in range(1, len(row) + 1)]
+                _check_columns(path, names, options)
+                if options.header:
+                    continue
+            # An empty line is no row.
+            if row:
+                where = f"{path}, line {reader.line_num:,}"
+                if len(row) != len(names):
+                    raise CorpusError(f"{where}: expected {len(names)} fields, got {len(row)}")
+                yield where, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        hint = "; --quoting none takes quotes as text" if options.quoting == "minimal" else ""
+        raise CorpusError(f"{path}, line {reader.line_num:,}: {error}{hint}") from error
+    if names is None:
+        _check_columns(path, [], options)
+
+
+def _check_columns(path: Path, names: list[str], options: TableOptions) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise CorpusError(f"{path}: expected different columns, got {', '.join(map(repr, twice))} more than once")
+    if {options.text, options.labels} - set(names):
+        hint = "; --no-header is for files whose first line is a document" if options.header and names else ""
+        raise CorpusError(
+            f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {names or 'none'}{hint}"
+        )
 
 
 def _document(row: dict[str, Any], part: str, options: TableOptions, where: str) -> Document:
@@ -130,4 +182,5 @@ def _document(row: dict[str, Any], part: str, options: TableOptions, where: str)
     if split and split not in SPLITS:
         raise CorpusError(f"{where}: {options.split}: expected one of {', '.join(SPLITS)}, got {split!r}")
     names = (str(label).strip() for label in labels)
-    return Document(text.strip(), [name for name in names if name], SPLITS.get(split, ""))
+    labels = clean_labels([name for name in names if name], f"{where}: {options.labels}")
+    return Document(text.strip(), labels, SPLITS.get(split, ""))

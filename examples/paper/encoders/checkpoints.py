@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from atomic_file import atomic_file
+from files import atomic_file
 from safetensors import SafetensorError, safe_open
 
 STATE = "trainer_state.json"

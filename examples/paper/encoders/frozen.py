@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from corpora.cache import Say, cached
 from corpora.corpus import Corpus
+from files import ResumableArray, Say, cached
 from numpy.typing import NDArray
 
 from encoders.encoder import EncoderError
-from encoders.resumable_array import ResumableArray
 
 VERSION = 1
 BATCH = 32

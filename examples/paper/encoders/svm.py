@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpora.corpus import Corpus
+from files import ResumableArray
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_matrix, vstack
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from encoders.encoder import Json
 from encoders.memory import peak_memory
-from encoders.resumable_array import ResumableArray
 from encoders.scoring import score_test, score_validation
 from encoders.tfidf import SVM_TFIDF, SparseFeatures
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import tokenizers
-from corpora.cache import Say, cached
 from corpora.corpus import Corpus, Split
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
+from files import Say, cached
 from transformers import PreTrainedTokenizerBase
 
 # To be raised with every change in what is stored.

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from atomic_file import atomic_file
 from corpora.corpus import Corpus
+from files import atomic_file
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 

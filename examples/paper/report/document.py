@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomic_file import atomic_file
+from files import atomic_file
 from matplotlib.figure import Figure
 
 from report.agreement import claims_table, order_table, overview_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-from atomic_file import atomic_file
+from files import atomic_file
 from matplotlib.figure import Figure
 
 OURS, PAPER = "#1f5a96", "#b9c4d0"

@@ -1,13 +1,17 @@
-"""Folders made once: whole or not there, and rebuilt when what they were made of has changed."""
+"""Files and folders that are whole or not there, and arrays that are filled step by step."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from filelock import FileLock
 
 T = TypeVar("T")
@@ -18,6 +22,32 @@ MADE_OF = "made_of.json"
 
 class CacheError(Exception):
     """The cache cannot be written; the message says where and why."""
+
+
+def digest(value: Any) -> str:
+    """16 hex digits that name a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path to write to, of the same suffix, which takes the place of ``path`` when the block ends without an error.
+
+    Whoever reads ``path`` finds the old content or the new, never a part; after an error, the old.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        # Without this a crash of the machine may leave the new name with no content.
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A full disk shows in calls that do not name the file.
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def cached(
@@ -86,3 +116,33 @@ def _why_not(folder: Path, made_of: Json, load: Callable[[Path], Any]) -> str | 
     except (OSError, ValueError, KeyError, EOFError) as error:
         return f"cannot be read ({error})"
     return None
+
+
+class ResumableArray:
+    """float32 array at ``path``; ``done`` says how many steps of filling it are finished.
+
+    Raises:
+        OSError: where the disk has no room for the whole array.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._note = path.with_suffix(".done")
+        try:
+            self.done = int(self._note.read_text()) if path.exists() else 0
+        except (FileNotFoundError, ValueError):
+            self.done = 0
+        self.values: Any = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.float32, shape)
+        if hasattr(os, "posix_fallocate"):
+            # Memory that maps a file with holes kills the process where the disk is full.
+            try:
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def finish(self, done: int) -> None:
+        """Steps up to ``done`` are finished, and stay so."""
+        self.values.flush()
+        with atomic_file(self._note) as note:
+            note.write_text(str(done))
+        self.done = done
