@@ -34,7 +34,7 @@ def corpus_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "file",
         type=existing_file,
-        help="documents as .jsonl, .csv or .tsv, also with .gz; those that neither a file nor the split field gives are drawn from it",
+        help="documents as .jsonl, .csv or .tsv, also with .gz; parts that nothing names are drawn from them",
     )
     parser.add_argument("--validation-file", type=existing_file, help="the validation documents")
     parser.add_argument("--test-file", type=existing_file, help="the test documents")
