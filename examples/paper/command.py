@@ -19,9 +19,8 @@ from options import Options
 from progress import Progress
 from records import KINDS, RecordError, RecordStore
 from report.corpus_figures import corpus_sizes, write_corpus_figures
-from report.corpus_table import corpus_table
-from report.document import make_report
-from report.terminal import tables_text
+from report.document import make_report, tables_text
+from report.tables import corpus_table
 
 FAILED, INTERRUPTED = 1, 130
 

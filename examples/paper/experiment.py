@@ -20,8 +20,9 @@ from encoders.processes import is_main
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
 from encoders.tfidf import SVM_TFIDF, tfidf_features
+from files import Json
 from progress import Progress
-from records import KINDS, Json, RecordStore
+from records import KINDS, RecordStore
 
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec

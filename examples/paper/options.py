@@ -14,10 +14,9 @@ from encoders.choice import add_encoder_options, make_encoder
 from encoders.encoder import Encoder
 from encoders.head import HeadSettings
 from experiment import Plan
+from records import METHODS
 
-from fused_balanced_loss.spec import CONVENTIONS, PAPER_LOSSES
-
-METHODS = ("SVM", *PAPER_LOSSES)
+from fused_balanced_loss.spec import CONVENTIONS
 
 
 @dataclass(frozen=True)

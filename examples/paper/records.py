@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from files import atomic_file
+from files import Json, atomic_file, digest
 
 from fused_balanced_loss import SparseTargets
+from fused_balanced_loss.spec import PAPER_LOSSES
 
-Json = dict[str, Any]
+METHODS = ("SVM", *PAPER_LOSSES)
 GROUPS = ("total", "head", "medium", "tail")
 KINDS = ("micro", "macro")
 RUNNING, DONE = "running", "done"
@@ -28,7 +28,85 @@ class RecordError(Exception):
 
 def fingerprint(settings: Json) -> str:
     """Hash of all settings, whatever their order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(settings)[:12]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record. result: None while the run goes on, or where it was broken off."""
+
+    path: Path
+    settings: Json
+    versions: Json
+    epochs: list[Json]
+    result: Json | None
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+
+def make_run(path: Path, record: Any) -> Run:
+    """The run of a record.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    settings = _mapping("settings", _mapping("record", record).get("settings"))
+    for key, kind in (("method", str), ("seed", int), ("corpus", str), ("corpus_fingerprint", str)):
+        if not isinstance(settings.get(key), kind):
+            raise ValueError(f"settings.{key}: expected {kind.__name__}, got {settings.get(key)!r}")
+    running = record.get("status") == RUNNING
+    if not running:
+        check_result(record.get("result"))
+    versions, epochs = record.get("versions"), record.get("epochs")
+    return Run(
+        path,
+        settings,
+        versions if isinstance(versions, dict) else {},
+        [epoch for epoch in epochs if isinstance(epoch, dict)] if isinstance(epochs, list) else [],
+        None if running else record["result"],
+    )
+
+
+def check_result(result: Any) -> None:
+    """Whether the tables can be made from it.
+
+    Raises:
+        ValueError: saying what is missing or wrong.
+    """
+    result = _mapping("result", result)
+    _check_scores("result.test", result.get("test"), GROUPS)
+    _check_scores("result.validation", result.get("validation"), GROUPS)
+    _check_scores("result.test_by_instance", result.get("test_by_instance", {}))
+    for name, variant in _mapping("result.variants", result.get("variants", {})).items():
+        for part in ("test", "test_by_instance"):
+            _check_scores(f"result.variants[{name!r}].{part}", _mapping(name, variant).get(part, {}))
+    pairs, kinds = result.get("confused", []), {"missed": str, "predicted": str, "count": int}
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, dict) and all(isinstance(pair.get(key), kind) for key, kind in kinds.items()) for pair in pairs
+    ):
+        raise ValueError("result.confused: expected a list of missed, predicted and count")
+
+
+def _check_scores(name: str, scores: Any, needed: tuple[str, ...] = ()) -> None:
+    if missing := [group for group in needed if group not in _mapping(name, scores)]:
+        raise ValueError(f"{name}: {', '.join(missing)} missing")
+    for group, kinds in _mapping(name, scores).items():
+        for kind in KINDS:
+            value = _mapping(f"{name}.{group}", kinds).get(kind)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"{name}.{group}.{kind}: expected a number in [0, 1], got {value!r}")
+
+
+def _mapping(name: str, value: Any) -> Json:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a mapping, got {type(value).__name__}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -51,16 +129,16 @@ class RecordStore:
         """The record of exactly these settings, or None where there is none that is done and can be read."""
         path = self.path(settings)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = _mapping("record", json.loads(path.read_text(encoding="utf-8")))
+            if record.get("settings") != settings:
+                raise ValueError("its settings are other ones")
+            if record.get("status") == RUNNING:
+                return None
+            check_result(record.get("result"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self.warn(f"{path} cannot be read ({error}); redoing it")
-            return None
-        if isinstance(record, dict) and record.get("settings") == settings and record.get("status") == RUNNING:
-            return None
-        if not isinstance(record, dict) or record.get("settings") != settings or not _is_result(record.get("result")):
-            self.warn(f"{path} is not a record of this run; redoing it")
+            self.warn(f"{path} is not a record of this run ({error}); redoing it")
             return None
         return record
 
@@ -103,12 +181,12 @@ class RecordStore:
                 np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
         except OSError as error:
             failed, result["predictions"] = error, None
-            self._reserve.unlink(missing_ok=True)
+            self.close()
         record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
         try:
             self._write(settings, record)
         except OSError:
-            self._reserve.unlink(missing_ok=True)
+            self.close()
             try:
                 self._write(settings, record)
             except OSError as error:
@@ -128,15 +206,3 @@ class RecordStore:
     def _write(self, settings: Json, record: Json) -> None:
         with atomic_file(self.path(settings)) as path:
             path.write_text(json.dumps({"settings": settings, **record}, indent=1) + "\n", encoding="utf-8")
-
-
-def _is_result(result: Any) -> bool:
-    """Whether the tables can be made from it: micro- and macro-F1 by group on validation and test."""
-    return isinstance(result, dict) and all(_are_scores(result.get(part)) for part in ("validation", "test"))
-
-
-def _are_scores(scores: Any) -> bool:
-    return isinstance(scores, dict) and all(
-        isinstance(f1, dict) and all(isinstance(f1.get(kind), float) for kind in KINDS)
-        for f1 in (scores.get(group) for group in GROUPS)
-    )

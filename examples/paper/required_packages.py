@@ -22,4 +22,4 @@ def require(*modules: str) -> None:
 
 
 # What every command needs.
-require("fused_balanced_loss", "filelock", "joblib", "matplotlib", "scipy", "sklearn")
+require("fused_balanced_loss", "filelock", "joblib", "matplotlib", "pandas", "scipy", "sklearn", "tabulate")

@@ -12,34 +12,36 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("matplotlib", "scipy", "sklearn"):
+for package in ("matplotlib", "pandas", "scipy", "sklearn", "tabulate"):
     pytest.importorskip(package)
 
 import make_report  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
+from encoders import scoring  # noqa: E402
+from encoders.scoring import confused_pairs  # noqa: E402
 from files import atomic_file  # noqa: E402
 from places import SHARED  # noqa: E402
-from report import errors  # noqa: E402
+from records import METHODS  # noqa: E402
 from report.agreement import CLAIMS, judge, order_table  # noqa: E402
-from report.co_occurrence_figure import conditional_probability, draw_co_occurrence  # noqa: E402
-from report.confusion_table import confusion_table  # noqa: E402
 from report.corpus_figures import corpus_sizes, read_corpus_figures, write_corpus_figures  # noqa: E402
-from report.corpus_table import corpus_table  # noqa: E402
-from report.errors import confused_pairs  # noqa: E402
-from report.figure_files import save  # noqa: E402
-from report.groups import group_runs, summarize  # noqa: E402
-from report.long_tail_figure import draw_long_tail  # noqa: E402
+from report.document import tables_text  # noqa: E402
+from report.figures import conditional_probability, draw_co_occurrence, draw_long_tail, save  # noqa: E402
+from report.groups import group_runs, read_runs, summarize  # noqa: E402
 from report.paper_scores import paper_scores  # noqa: E402
-from report.record_files import read_runs  # noqa: E402
-from report.score_tables import ablation_table, frequency_table, instance_table, runs_table  # noqa: E402
-from report.table import Cell, Table  # noqa: E402
-from report.terminal import tables_text  # noqa: E402
+from report.table import Table, bold, plain  # noqa: E402
+from report.tables import (  # noqa: E402
+    ablation_table,
+    confusion_table,
+    corpus_table,
+    frequency_table,
+    instance_table,
+    runs_table,
+)
 
 from fused_balanced_loss import SparseTargets  # noqa: E402
 from fused_balanced_loss.spec import PAPER_LOSSES  # noqa: E402
 
 FINGERPRINT = "0123456789abcdef"
-METHODS = ("SVM", *PAPER_LOSSES)
 
 
 def make_corpus(num_labels=12, num_documents=300, seed=0, **changes):
@@ -68,7 +70,7 @@ def make_corpus(num_labels=12, num_documents=300, seed=0, **changes):
 
 @pytest.mark.parametrize("block", [1, 5, 256])
 def test_confused_pairs_are_counted_once_an_instance(monkeypatch, block):
-    monkeypatch.setattr(errors, "BLOCK", block)
+    monkeypatch.setattr(scoring, "BLOCK", block)
     rng = np.random.default_rng(0)
     targets, predictions = (torch.from_numpy(rng.random((200, 12)) < share) for share in (0.15, 0.2))
     names = [f"label{k}" for k in range(12)]
@@ -199,13 +201,13 @@ def groups_of(records, tmp_path):
     return groups
 
 
+def unpadded(markdown):
+    return re.sub(" +", " ", markdown)
+
+
 def columns(table):
     """Texts by row and column."""
-    return {
-        (row[0], name): cell if isinstance(cell, str) else "/".join(cell.parts)
-        for row in table.rows
-        for name, cell in zip(table.header, row, strict=True)
-    }
+    return {(row[0], name): plain(cell) for row in table.rows for name, cell in zip(table.header, row, strict=True)}
 
 
 @pytest.mark.parametrize("table", [2, 3])
@@ -249,7 +251,7 @@ def test_tables_have_means_deviations_and_the_papers_figures(tmp_path):
     assert cells["SVM", "tail ours"] == "21.54/12.83"
     assert [row[0] for row in table.rows] == [*METHODS, "SVM, shift +0.10"]
     assert cells["SVM, shift +0.10", "tail paper"] == ""
-    assert "| CB-NTR | **90.74±1.00**/63.31±1.00 | **90.74**/63.31 |" in table.markdown()
+    assert "| CB-NTR | **90.74±1.00**/63.31±1.00 | **90.74**/63.31 |" in unpadded(table.markdown())
     by_instance = columns(instance_table(group, "reuters"))
     assert by_instance["DB", "multi ours"] == "81.17±1.00/50.12±1.00"
     assert by_instance["DB", "multi paper"] == "81.17/50.12"
@@ -388,7 +390,7 @@ def test_whole_report(run_folder, tmp_path, capsys):
     output = tmp_path / "report"
     assert make_report.main([str(run_folder), "--output", str(output)]) == 0
     assert capsys.readouterr().err == ""
-    text = (output / "report.md").read_text()
+    text = unpadded((output / "report.md").read_text())
     assert "Not finished: BCE seed 7 (1 epochs, best validation micro-F1 50.00)." in text
     assert "| Reuters-21578, TF-IDF features, paper convention | 7 of 7 | 1.00 | 1.00 | 1.00 |" in text
     for link in re.findall(r"\]\((.*?)\)", text):
@@ -420,7 +422,7 @@ def test_report_without_corpus_figures_says_so(run_folder, tmp_path, capsys):
     warned = capsys.readouterr().err
     assert "label_counts.npz cannot be read" in warned
     assert "no corpus.json, so no Table 1" in warned
-    assert "| DB | " in (tmp_path / "report" / "report.md").read_text()
+    assert "| DB | " in unpadded((tmp_path / "report" / "report.md").read_text())
 
 
 def test_report_of_a_corpus_alone_and_of_unfinished_runs(tmp_path):
@@ -463,8 +465,8 @@ def test_table_1_beside_what_is_published():
 
 
 def test_what_markdown_and_latex_would_misread_is_escaped():
-    table = Table("t", "A & B", "50 % of a_b", ["", "x|y"], [["<b>", Cell(["-1", "2±1"], [False, True])]])
-    assert "| &lt;b> | -1/**2±1** |" in table.markdown() and "x\\|y" in table.markdown()
+    table = Table("t", "A & B", "50 % of a_b", ["", "x|y"], [["<b>", f"-1/{bold('2±1')}"]])
+    assert "| &lt;b> | -1/**2±1** |" in unpadded(table.markdown()) and "x\\|y" in table.markdown()
     assert r"$<$b$>$ & $-$1/\textbf{2$\pm$1} \\" in table.latex()
     assert r"\caption{A \& B: 50 \% of a\_b}" in table.latex()
 

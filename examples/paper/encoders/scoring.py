@@ -1,17 +1,21 @@
-"""Threshold by validation, and the scores of a run, from a stream of logits."""
+"""Threshold by validation, the scores of a run from a stream of logits, and which labels it confuses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from corpora.corpus import Corpus, Split
-from report.errors import confused_pairs
+from files import Json
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from encoders.encoder import Json
 from fused_balanced_loss import SparseTargets
 from fused_balanced_loss.metrics import PAPER_THRESHOLDS, Activation, ThresholdedF1, predict_labels
+
+# Missed labels whose pairs are counted at once, which bounds the memory of a model that predicts nearly everything.
+BLOCK = 256
 
 
 class Validation(NamedTuple):
@@ -23,10 +27,7 @@ class Validation(NamedTuple):
 
 
 def score_validation(
-    corpus: Corpus,
-    logits: Iterable[Tensor],
-    thresholds: Any = PAPER_THRESHOLDS,
-    activation: Activation = "sigmoid",
+    corpus: Corpus, logits: Iterable[Tensor], thresholds: Any = PAPER_THRESHOLDS, activation: Activation = "sigmoid"
 ) -> Validation:
     """From batches of logits [n, C] over all of ``corpus.validation``, in order."""
     f1 = ThresholdedF1(corpus.num_labels, thresholds, corpus.label_groups, activation=activation)
@@ -43,9 +44,8 @@ def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activ
         ``test`` and ``test_by_instance``: micro- and macro-F1 by group; ``confused``: the most frequent pairs of a
         missed and a wrongly predicted label; ``predictions``: SparseTargets, which the experiment puts into a file.
     """
-    f1 = ThresholdedF1(
-        corpus.num_labels, [threshold], corpus.label_groups, corpus.instance_groups, activation=activation
-    )
+    groups = corpus.label_groups, corpus.instance_groups
+    f1 = ThresholdedF1(corpus.num_labels, [threshold], *groups, activation=activation)
 
     def counted() -> Iterator[Tensor]:
         for batch, targets in _with_targets(corpus.test, logits):
@@ -68,3 +68,39 @@ def _with_targets(split: Split, logits: Iterable[Tensor]) -> Iterator[tuple[Tens
         start += len(batch)
     if start != len(split):
         raise ValueError(f"logits: expected {len(split)} rows, those of the split, got {start}")
+
+
+def confused_pairs(
+    predictions: SparseTargets, targets: SparseTargets, label_names: Sequence[str], top: int = 50
+) -> list[Json]:
+    """The most frequent pairs of a true label that was missed and a label that was wrongly predicted, by instance.
+
+    Args:
+        predictions, targets: [N, C], predicted and true labels of the same instances.
+        label_names: C names.
+        top: most pairs given.
+
+    Returns:
+        ``[{"missed": name, "predicted": name, "count": instances}, ...]``, most frequent first, equals in label order.
+
+    Raises:
+        ValueError: for shapes that disagree.
+    """
+    shape = (targets.shape[0], targets.num_labels)
+    if predictions.shape != targets.shape or len(label_names) != shape[1]:
+        raise ValueError(
+            f"predictions, label_names: expected shape {list(shape)} and {shape[1]} names, those of targets, "
+            f"got {list(predictions.shape)} and {len(label_names)}"
+        )
+    true, predicted = (csr_array(part.to_scipy(), dtype=np.int32) for part in (targets, predictions))
+    hit = true.multiply(predicted)
+    missed, wrong = csr_array((true - hit).T), csr_array(predicted - hit)
+    found: list[tuple[int, int, int]] = []
+    for start in range(0, shape[1], BLOCK):
+        count = (missed[start : start + BLOCK] @ wrong).tocoo()
+        # Those with the top counts, with all that are equal to the last of them.
+        least = max(1, int(np.partition(count.data, -top)[-top])) if len(count.data) > top else 1
+        kept = count.data >= least
+        rows = (-count.data[kept]).tolist(), (count.row[kept] + start).tolist(), count.col[kept].tolist()
+        found = sorted([*found, *zip(*rows, strict=True)])[:top]
+    return [{"missed": label_names[row], "predicted": label_names[col], "count": -count} for count, row, col in found]

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from math import hypot
+from typing import NamedTuple
 
+from records import GROUPS, KINDS
 from scipy.stats import spearmanr
 
 from fused_balanced_loss.spec import PAPER_LOSSES
 from report.groups import Figures, Group
 from report.paper_scores import paper_scores
-from report.record_files import KINDS, LABEL_GROUPS
 from report.table import Table
 
 Column = tuple[str, str]
-ALL = [(group, kind) for group in LABEL_GROUPS for kind in KINDS]
+ALL = [(group, kind) for group in GROUPS for kind in KINDS]
 RARE = [(group, kind) for group in ("medium", "tail") for kind in KINDS]
 TOTAL_MACRO = ("total", "macro")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The best of ``higher`` is above ``lower`` in a column."""
 
     higher: Sequence[str]
@@ -30,8 +29,7 @@ class Comparison:
     column: Column
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A sentence of the paper, or one that its figures bear out, as comparisons."""
 
     text: str
@@ -42,33 +40,28 @@ def _others(*methods: str) -> list[str]:
     return [method for method in PAPER_LOSSES if method not in methods]
 
 
-def _every(higher: Sequence[str], lower: str, columns: Sequence[Column]) -> list[Comparison]:
-    return [Comparison(higher, lower, column) for column in columns]
+def _above(higher: Sequence[str], lower: Sequence[str], columns: Sequence[Column]) -> list[Comparison]:
+    return [Comparison(higher, method, column) for method in lower for column in columns]
 
 
+BEST = ("DB", "CB-NTR")
 CLAIMS = (
-    Claim(
-        "DB or CB-NTR is the best on medium and tail labels",
-        [one for method in _others("DB", "CB-NTR") for one in _every(("DB", "CB-NTR"), method, RARE)],
-    ),
-    Claim(
-        "DB or CB-NTR has the best macro-F1 over all labels",
-        [one for method in _others("DB", "CB-NTR") for one in _every(("DB", "CB-NTR"), method, [TOTAL_MACRO])],
-    ),
+    Claim("DB or CB-NTR is the best on medium and tail labels", _above(BEST, _others(*BEST), RARE)),
+    Claim("DB or CB-NTR has the best macro-F1 over all labels", _above(BEST, _others(*BEST), [TOTAL_MACRO])),
     Claim(
         "BCE is the worst loss on medium and tail labels, and in macro-F1 over all",
-        [one for method in _others("BCE") for one in _every((method,), "BCE", [TOTAL_MACRO, *RARE])],
+        [one for method in _others("BCE") for one in _above((method,), ["BCE"], [TOTAL_MACRO, *RARE])],
     ),
     Claim(
         "negative-tolerant regularization raises every loss in every column",
         [
-            one
-            for with_it, without in (("NTR-FL", "FL"), ("CB-NTR", "CB"), ("DB", "R-FL"))
-            for one in _every((with_it,), without, ALL)
+            *_above(("NTR-FL",), ["FL"], ALL),
+            *_above(("CB-NTR",), ["CB"], ALL),
+            *_above(("DB",), ["R-FL"], ALL),
         ],
     ),
-    Claim("the focal factor raises DB in every column (DB above DB-0FL)", _every(("DB",), "DB-0FL", ALL)),
-    Claim("the rebalanced weight raises medium and tail labels (DB above NTR-FL)", _every(("DB",), "NTR-FL", RARE)),
+    Claim("the focal factor raises DB in every column (DB above DB-0FL)", _above(("DB",), ["DB-0FL"], ALL)),
+    Claim("the rebalanced weight raises medium and tail labels (DB above NTR-FL)", _above(("DB",), ["NTR-FL"], RARE)),
     Claim(
         "every loss but BCE is above the SVM in micro-F1 on tail labels",
         [Comparison((method,), "SVM", ("tail", "micro")) for method in _others("BCE")],
@@ -83,7 +76,7 @@ def overview_table(groups: Sequence[tuple[Group, str | None]]) -> Table | None:
         claims, order = (claims_table(group), order_table(group, paper)) if paper else (None, None)
         if claims is not None and order is not None:
             held = sum(row[1] == "✓" for row in claims.rows)
-            correlations = {str(row[0]): row[1] for row in order.rows}
+            correlations = {row[0]: row[1] for row in order.rows}
             shown = (correlations[name] for name in ("total macro", "medium macro", "tail macro"))
             rows.append([group.about, f"{held} of {len(claims.rows)}", *shown])
     if not rows:
@@ -106,26 +99,16 @@ def order_table(group: Group, paper: str | None) -> Table | None:
         theirs = [published[method][name][kind] for method in methods]
         pairs = [pair for pair in combinations(range(len(methods)), 2) if theirs[pair[0]] != theirs[pair[1]]]
         alike = sum((mine[a] - mine[b]) * (theirs[a] - theirs[b]) > 0 for a, b in pairs)
+        # Without any difference there is no order.
+        no_order = 1 in (len(set(mine)), len(set(theirs)))
+        correlation = "-" if no_order else f"{spearmanr(mine, theirs).statistic:.2f}"
         best, best_published = (_best(methods, values) for values in (mine, theirs))
-        rows.append(
-            [
-                f"{name} {kind}",
-                # Without any difference there is no order.
-                "-" if 1 in (len(set(mine)), len(set(theirs))) else f"{spearmanr(mine, theirs).statistic:.2f}",
-                f"{alike} of {len(pairs)}",
-                best,
-                best_published,
-                "✓" if best == best_published else "✗",
-            ]
-        )
-    return Table(
-        "order",
-        group.about,
-        f"the order of the {len(methods)} losses, ours and the paper's",
-        ["", "rank correlation", "pairs in the same order", "best, ours", "best, paper", "same"],
-        rows,
-        ["Spearman's rank correlation: 1 is the paper's order, 0 none, -1 the reverse. The SVM is not counted."],
-    )
+        same = "✓" if best == best_published else "✗"
+        rows.append([f"{name} {kind}", correlation, f"{alike} of {len(pairs)}", best, best_published, same])
+    header = ["", "rank correlation", "pairs in the same order", "best, ours", "best, paper", "same"]
+    caption = f"the order of the {len(methods)} losses, ours and the paper's"
+    notes = ["Spearman's rank correlation: 1 is the paper's order, 0 none, -1 the reverse. The SVM is not counted."]
+    return Table("order", group.about, caption, header, rows, notes)
 
 
 def claims_table(group: Group) -> Table | None:
@@ -134,16 +117,10 @@ def claims_table(group: Group) -> Table | None:
     rows = [row for claim in CLAIMS if (row := judge(claim, figures)) is not None]
     if not rows:
         return None
-    held = sum(row[1] == "✓" for row in rows)
-    return Table(
-        "claims",
-        group.about,
-        f"{held} of {len(rows)} of the paper's claims hold",
-        ["claim", "holds", "comparisons", "where not"],
-        rows,
-        ["≈: the difference is below the seeds' standard deviation."] if any("≈" in row[3] for row in rows) else [],
-        left=4,
-    )
+    caption = f"{sum(row[1] == '✓' for row in rows)} of {len(rows)} of the paper's claims hold"
+    near = any("≈" in row[3] for row in rows)
+    notes = ["≈: the difference is below the seeds' standard deviation."] if near else []
+    return Table("claims", group.about, caption, ["claim", "holds", "comparisons", "where not"], rows, notes, left=4)
 
 
 def judge(claim: Claim, figures: dict[str, Figures]) -> list[str] | None:

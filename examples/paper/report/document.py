@@ -7,22 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from files import atomic_file
+from files import Json, Say, atomic_file
 from matplotlib.figure import Figure
+from records import Run, make_run
 
 from report.agreement import claims_table, order_table, overview_table
-from report.co_occurrence_figure import draw_co_occurrence
-from report.confusion_table import confusion_table
 from report.corpus_figures import SIZES, CorpusFigures, read_corpus_figures
-from report.corpus_table import corpus_table
-from report.figure_files import save
-from report.groups import Figures, Group, group_runs, slug
-from report.long_tail_figure import draw_long_tail
-from report.paper_scores import Scores, paper_scores
-from report.record_files import Json, Run, Warn, read_runs
-from report.score_figure import draw_rare_labels
-from report.score_tables import ablation_table, frequency_table, instance_table, runs_table
+from report.figures import draw_co_occurrence, draw_long_tail, draw_rare_labels, save
+from report.groups import Group, group_runs, read_runs, slug
+from report.paper_scores import paper_scores
 from report.table import Table, latex_escape
+from report.tables import ablation_table, confusion_table, corpus_table, frequency_table, instance_table, runs_table
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[a4paper,margin=2cm]{geometry}
@@ -44,6 +39,7 @@ class Document:
     markdown: list[str] = field(default_factory=list)
     latex: list[str] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
+    places: set[str] = field(default_factory=set)
 
     def heading(self, level: int, text: str) -> None:
         self.markdown.append(f"{'#' * level} {text}\n")
@@ -54,12 +50,11 @@ class Document:
         self.latex.append(latex_escape(text) + "\n")
 
     def table(self, table: Table | None, place: str) -> None:
-        if table is None:
-            return
-        path = Path(place, f"{table.name}.tex")
-        self._write(path, table.latex() + "\n")
-        self.markdown.append(table.markdown())
-        self.latex.append(rf"\input{{{path.with_suffix('').as_posix()}}}")
+        if table is not None:
+            path = Path(place, f"{table.name}.tex")
+            self._write(path, table.latex() + "\n")
+            self.markdown.append(table.markdown())
+            self.latex.append(rf"\input{{{path.with_suffix('').as_posix()}}}")
 
     def figure(self, figure: Figure, place: str, name: str, caption: str) -> None:
         stem = Path(place, name)
@@ -71,6 +66,13 @@ class Document:
             rf"\includegraphics[width=\linewidth]{{{stem.as_posix()}}}"
             f"\n\\caption{{{latex_escape(caption)}}}\n\\end{{figure}}"
         )
+
+    def unused(self, place: str) -> str:
+        """The folder, with a number where another part of the report has it already."""
+        names = (place if number == 1 else f"{place}-{number}" for number in range(1, len(self.places) + 2))
+        unused = next(name for name in names if name not in self.places)
+        self.places.add(unused)
+        return unused
 
     def finish(self, content: Json) -> list[Path]:
         """Writes report.md, report.tex and report.json; all files written."""
@@ -86,7 +88,7 @@ class Document:
         self.written.append(self.folder / path)
 
 
-def make_report(folders: Sequence[Path], output: Path, warn: Warn) -> list[Path]:
+def make_report(folders: Sequence[Path], output: Path, warn: Say) -> list[Path]:
     """Writes the report of all records below ``folders`` into ``output``.
 
     warn: told of what is missing or cannot be used; the report is made without it.
@@ -104,44 +106,65 @@ def make_report(folders: Sequence[Path], output: Path, warn: Warn) -> list[Path]
     groups = group_runs(runs)
     names = {fingerprint: figures.sizes["name"] for fingerprint, figures in corpora.items()}
     names |= {group.fingerprint: group.corpus for group in groups}
+    papers = {fingerprint: figures.sizes["paper"] for fingerprint, figures in corpora.items()}
+    content: Json = {"corpora": [], "groups": []}
     document = Document(output)
     document.heading(1, "Report")
-    content: Json = {"corpora": [], "groups": []}
-    papers = {fingerprint: figures.sizes["paper"] for fingerprint, figures in corpora.items()}
     document.table(overview_table([(group, papers.get(group.fingerprint)) for group in groups]), "")
-    places: set[str] = set()
     for fingerprint, name in names.items():
-        place = _unused(slug(name), places)
+        place = document.unused(slug(name))
         document.heading(2, name)
-        figures = corpora.get(fingerprint)
-        if figures is None:
-            warn(f"{name} ({fingerprint}): no {SIZES}, so no Table 1, no Figures 2 and 3 and no figures of the paper")
+        if fingerprint in corpora:
+            _add_corpus(document, corpora[fingerprint], place)
+            content["corpora"].append(corpora[fingerprint].sizes)
         else:
-            _add_corpus(document, figures, place)
-            content["corpora"].append(figures.sizes)
+            warn(f"{name} ({fingerprint}): no {SIZES}, so no Table 1, no Figures 2 and 3 and no figures of the paper")
         for group in groups:
             if group.fingerprint == fingerprint:
                 paper = papers.get(fingerprint)
-                _add_group(document, group, paper, _unused(f"{place}/{group.slug}", places))
+                _add_group(document, group, paper, document.unused(f"{place}/{group.slug}"))
                 content["groups"].append(_as_json(group, paper))
     return document.finish(content)
 
 
-def _add_corpus(document: Document, figures: CorpusFigures, place: str) -> None:
-    notice = figures.sizes["notice"]
+def tables_text(records: Iterable[Json], paper: str | None) -> str:
+    """Tables 2 and 3 and the paper's claims as text, for each group of records that may be compared.
+
+    paper: the corpus of the paper whose figures stand beside ours, if any.
+
+    Raises:
+        ValueError: for a record that is none.
+    """
+    texts = []
+    for group in group_runs(make_run(Path(), record) for record in records):
+        if group.rows:
+            claims = claims_table(group) if paper else None
+            tables = (frequency_table(group, paper), instance_table(group, paper), claims)
+            texts += [table.text() for table in tables if table is not None]
+    return "\n\n".join(texts)
+
+
+def _corpora(folders: Iterable[Path], warn: Say) -> dict[str, CorpusFigures]:
+    found: dict[str, CorpusFigures] = {}
+    for path in (path for folder in folders for path in sorted(folder.rglob(SIZES))):
+        try:
+            figures = read_corpus_figures(path.parent)
+        except (OSError, ValueError) as error:
+            warn(f"left out: {error}")
+            continue
+        found.setdefault(figures.sizes["fingerprint"], figures)
+    return found
+
+
+def _add_corpus(document: Document, corpus: CorpusFigures, place: str) -> None:
+    name, notice = corpus.sizes["name"], corpus.sizes["notice"]
     if notice:
         document.paragraph(notice)
-    document.table(corpus_table(figures.sizes), place)
-    name = figures.sizes["name"]
-    document.figure(
-        draw_long_tail(figures), place, "figure2", f"{name}: training documents of each label (Figure 2 of the paper)"
-    )
-    document.figure(
-        draw_co_occurrence(figures),
-        place,
-        "figure3",
-        f"{name}: co-occurrence p(i|j), grey where no training document has j (Figure 3 of the paper)",
-    )
+    document.table(corpus_table(corpus.sizes), place)
+    caption = f"{name}: training documents of each label (Figure 2 of the paper)"
+    document.figure(draw_long_tail(corpus), place, "figure2", caption)
+    caption = f"{name}: co-occurrence p(i|j), grey where no training document has j (Figure 3 of the paper)"
+    document.figure(draw_co_occurrence(corpus), place, "figure3", caption)
 
 
 def _add_group(document: Document, group: Group, paper: str | None, place: str) -> None:
@@ -166,50 +189,16 @@ def _progress(run: Run) -> str:
     return f"{run.method} seed {run.seed} ({len(run.epochs)} epochs{so_far})"
 
 
-def _corpora(folders: Iterable[Path], warn: Warn) -> dict[str, CorpusFigures]:
-    found: dict[str, CorpusFigures] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob(SIZES)):
-            try:
-                figures = read_corpus_figures(path.parent)
-            except (OSError, ValueError) as error:
-                warn(f"left out: {error}")
-                continue
-            found.setdefault(figures.sizes["fingerprint"], figures)
-    return found
-
-
 def _as_json(group: Group, paper: str | None) -> Json:
     """F1 in percent by row, ours and the paper's."""
-
-    def ours(figures: Figures) -> Json:
-        return {
-            name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()}
-            for name, kinds in figures.items()
-        }
-
-    def theirs(table: int, method: str | None) -> Scores:
-        return paper_scores(table, paper).get(method or "", {})
-
-    return {
-        "corpus": group.corpus,
-        "encoder": group.encoder,
-        "convention": group.convention,
-        "rows": {
-            row.name: {
-                "runs": len(row.runs),
-                "by_label_frequency": {"ours": ours(row.by_label), "paper": theirs(2, row.method)},
-                "by_labels_an_instance": {"ours": ours(row.by_instance), "paper": theirs(3, row.method)},
+    rows: Json = {}
+    for row in group.rows:
+        rows[row.name] = {"runs": len(row.runs)}
+        parts = (("by_label_frequency", 2, row.by_label), ("by_labels_an_instance", 3, row.by_instance))
+        for part, table, figures in parts:
+            ours = {
+                name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()}
+                for name, kinds in figures.items()
             }
-            for row in group.rows
-        },
-    }
-
-
-def _unused(place: str, places: set[str]) -> str:
-    number, unused = 1, place
-    while unused in places:
-        number += 1
-        unused = f"{place}-{number}"
-    places.add(unused)
-    return unused
+            rows[row.name][part] = {"ours": ours, "paper": paper_scores(table, paper).get(row.method or "", {})}
+    return {"corpus": group.corpus, "encoder": group.encoder, "convention": group.convention, "rows": rows}

@@ -1,21 +1,29 @@
-"""Runs that may be compared, and each method's mean and deviation over its seeds."""
+"""The records of runs in folders; those that may be compared; each method's mean and deviation over its seeds."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
-from fused_balanced_loss.spec import PAPER_LOSSES
+from files import Json, Say
+from records import KINDS, METHODS, Run, make_run
+
 from report.paper_scores import Scores
-from report.record_files import KINDS, Json, Run
 
-METHODS = ("SVM", *PAPER_LOSSES)
 NO_ENCODER = "SVM"
+# How an encoder is named: by its kind, of its model.
+ENCODERS = {
+    "tfidf": "TF-IDF features",
+    "frozen": "frozen features of {}",
+    "frozen+tfidf": "frozen features of {} and TF-IDF",
+    "bert": "{} fine-tuned",
+    NO_ENCODER: "TF-IDF features",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Group:
 
     @cached_property
     def by_method(self) -> dict[str, Row]:
-        """The row to compare of each method."""
+        """The row to compare of each method: its first."""
         found: dict[str, Row] = {}
         for row in self.rows:
             if row.method is not None:
@@ -73,14 +81,8 @@ class Group:
     def about(self) -> str:
         """Corpus, encoder and convention in words."""
         kind, model = self._encoder
-        encoder = {
-            "tfidf": "TF-IDF features",
-            "frozen": f"frozen features of {model}",
-            "frozen+tfidf": f"frozen features of {model} and TF-IDF",
-            "bert": f"{model} fine-tuned",
-            NO_ENCODER: "TF-IDF features",
-        }.get(kind, self.encoder)
-        return f"{self.corpus}, {encoder}" + (f", {self.convention} convention" if self.convention else "")
+        convention = f", {self.convention} convention" if self.convention else ""
+        return f"{self.corpus}, {ENCODERS.get(kind, self.encoder).format(model)}{convention}"
 
     @property
     def slug(self) -> str:
@@ -99,43 +101,80 @@ def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in text).split()).lower() or "unnamed"
 
 
+def read_runs(folders: Iterable[Path], warn: Say) -> list[Run]:
+    """The runs of all records below the folders, each once.
+
+    A record is a JSON file in a folder named ``records``, or in a folder that is given itself.
+
+    warn: told of each file that is left out, and why.
+    """
+    found: dict[str, Run] = {}
+    for path in _files(folders):
+        try:
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"it is no JSON: {error}") from error
+            if path.parent.name != "records" and not (isinstance(record, dict) and "settings" in record):
+                continue
+            run = make_run(path, record)
+        except (OSError, ValueError) as error:
+            warn(f"{path}: left out, {error}")
+            continue
+        settings = json.dumps(run.settings, sort_keys=True)
+        other = found.get(settings)
+        if other is None or (other.result is None and run.result is not None):
+            found[settings] = run
+        elif run.result is not None and run.result != other.result:
+            warn(f"{path}: left out, {other.path} has the same settings")
+    return list(found.values())
+
+
+def _files(folders: Iterable[Path]) -> Iterator[Path]:
+    seen = set()
+    for folder in folders:
+        for place in [folder, *sorted(path for path in folder.rglob("records") if path.is_dir())]:
+            for path in sorted(place.glob("*.json")):
+                if path.resolve() not in seen and not path.name.startswith("."):
+                    seen.add(path.resolve())
+                    yield path
+
+
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Groups in the order of their first runs. An SVM, which has no encoder, is in all groups of its corpus."""
     by_key: dict[tuple[str, str, str], list[Run]] = {}
     shared: dict[str, list[Run]] = {}
     for run in runs:
-        fingerprint = run.settings["corpus_fingerprint"]
-        if "encoder" not in run.settings:
+        fingerprint, encoder = run.settings["corpus_fingerprint"], run.settings.get("encoder")
+        if encoder is None:
             shared.setdefault(fingerprint, []).append(run)
         else:
-            convention = str(run.settings.get("convention", ""))
-            by_key.setdefault((fingerprint, str(run.settings["encoder"]), convention), []).append(run)
+            key = fingerprint, str(encoder), str(run.settings.get("convention", ""))
+            by_key.setdefault(key, []).append(run)
     for fingerprint in shared:
         if all(key[0] != fingerprint for key in by_key):
             by_key[fingerprint, NO_ENCODER, ""] = []
-    return [
-        _make_group(fingerprint, encoder, convention, shared.get(fingerprint, []) + own)
-        for (fingerprint, encoder, convention), own in by_key.items()
-    ]
-
-
-def _make_group(fingerprint: str, encoder: str, convention: str, runs: list[Run]) -> Group:
-    finished = [run for run in runs if run.result is not None]
-    unfinished = [run for run in runs if run.result is None]
-    return Group(runs[0].settings["corpus"], fingerprint, encoder, convention, _make_rows(finished), unfinished)
+    groups = []
+    for (fingerprint, encoder, convention), own in by_key.items():
+        every = shared.get(fingerprint, []) + own
+        rows = _make_rows([run for run in every if run.result is not None])
+        unfinished = [run for run in every if run.result is None]
+        groups.append(Group(every[0].settings["corpus"], fingerprint, encoder, convention, rows, unfinished))
+    return groups
 
 
 def _make_rows(runs: Sequence[Run]) -> list[Row]:
     by_method: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        choice = json.dumps({key: value for key, value in run.settings.items() if key != "seed"}, sort_keys=True)
-        by_method.setdefault(run.method, {}).setdefault(choice, []).append(run)
+        by_method.setdefault(run.method, {}).setdefault(_without(run, "seed"), []).append(run)
     # Of several choices of settings the one that most runs share is compared.
-    common = Counter(_common_settings(run) for run in runs)
+    common = Counter(_without(run, "method", "seed", "loss") for run in runs)
     rows, hyperplanes = [], []
     for method in sorted(by_method, key=lambda name: (METHODS.index(name) if name in METHODS else 99, name)):
         choices = sorted(
-            by_method[method].values(), key=lambda part: (common[_common_settings(part[0])], len(part)), reverse=True
+            by_method[method].values(),
+            key=lambda part: (common[_without(part[0], "method", "seed", "loss")], len(part)),
+            reverse=True,
         )
         names = _names(method, [part[0].settings for part in choices])
         for name, part in zip(names, choices, strict=True):
@@ -151,9 +190,7 @@ def _make_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _figures(results: Sequence[Json]) -> tuple[Figures, Figures]:
-    by_label, by_instance = (
-        summarize([result.get(key, {}) for result in results]) for key in ("test", "test_by_instance")
-    )
+    by_label, by_instance = (summarize([one.get(key, {}) for one in results]) for key in ("test", "test_by_instance"))
     return by_label, by_instance
 
 
@@ -170,22 +207,22 @@ def _figure(values: Sequence[float]) -> Figure:
     return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
-def _common_settings(run: Run) -> str:
-    """Settings that methods have in common."""
-    return json.dumps({k: v for k, v in run.settings.items() if k not in ("method", "seed", "loss")}, sort_keys=True)
+def _without(run: Run, *names: str) -> str:
+    """The settings but for those, as a key."""
+    return json.dumps({key: value for key, value in run.settings.items() if key not in names}, sort_keys=True)
 
 
-def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested settings by dotted names."""
     flat: dict[str, object] = {}
     for key, value in settings.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
 def differences(settings: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """Values of the settings that are not all the same, by dotted name; None where one has none."""
-    flat = [flatten(one) for one in settings]
+    flat = [_flat(one) for one in settings]
     names = sorted({name for one in flat for name in one} - {"seed", "method"})
     values = {name: [one.get(name) for one in flat] for name in names}
     return {name: column for name, column in values.items() if any(value != column[0] for value in column)}
@@ -193,10 +230,10 @@ def differences(settings: Sequence[Mapping[str, object]]) -> dict[str, list[obje
 
 def _names(method: str, settings: Sequence[Json]) -> list[str]:
     """The first choice is the method by its name alone."""
-    different = differences(settings)
-    suffixes = [
-        ", ".join(f"{name.split('.')[-1]} {values[at]}" for name, values in list(different.items())[:3])
-        + (", ..." if len(different) > 3 else "")
+    different = list(differences(settings).items())
+    more = ", ..." if len(different) > 3 else ""
+    suffixes = (
+        ", ".join(f"{name.split('.')[-1]} {values[at]}" for name, values in different[:3])
         for at in range(1, len(settings))
-    ]
-    return [method, *(f"{method} ({suffix})" for suffix in suffixes)]
+    )
+    return [method, *(f"{method} ({suffix}{more})" for suffix in suffixes)]

@@ -6,36 +6,33 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "→": r"$\to$",
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "≈": r"$\approx$",
-    "<": r"$<$",
-    ">": r"$>$",
-    "✓": r"$\checkmark$",
-    "✗": r"$\times$",
-    "★": r"$\star$",
-    "Δ": r"$\Delta$",
-} | {character: "\\" + character for character in "&%$#_{}"}
+import pandas as pd
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{sign: f"${sign}$" for sign in "<>"},
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+        **{"±": r"$\pm$", "→": r"$\to$", "≤": r"$\le$", "≥": r"$\ge$", "≈": r"$\approx$", "Δ": r"$\Delta$"},
+        **{"✓": r"$\checkmark$", "✗": r"$\times$", "★": r"$\star$"},
+    }
+)
+# A label may hold what Markdown would read as a column's end or as HTML.
+_MARKDOWN = str.maketrans({"|": "\\|", "<": "&lt;"})
+# Around what is bold: control characters, which no label has.
+_BEGIN, _END = "\x02", "\x03"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Figures with strokes between them, some of them in bold."""
+def bold(text: str, condition: bool = True) -> str:
+    """The text of a cell, or a part of it, in bold where the condition holds."""
+    return f"{_BEGIN}{text}{_END}" if condition else text
 
-    parts: Sequence[str]
-    bold: Sequence[bool]
 
-    def join(self, escape: Callable[[str], str], embolden: str) -> str:
-        return "/".join(
-            embolden.format(escape(part)) if bold else escape(part)
-            for part, bold in zip(self.parts, self.bold, strict=True)
-        )
+def plain(cell: str) -> str:
+    """The cell without what makes it bold."""
+    return cell.replace(_BEGIN, "").replace(_END, "")
 
 
 @dataclass(frozen=True)
@@ -47,81 +44,50 @@ class Table:
     about: str
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[Cell | str]]
+    rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
     bold: str = ""
     left: int = 1
 
     def text(self) -> str:
         """Columns aligned for a terminal."""
-        lines = [list(self.header), *([_plain(cell) for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = (
-            "  ".join(
-                cell.ljust(width) if at < self.left else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
-        return "\n".join((f"{self.about}: {self.caption}", "", *aligned, *(f"\n{note}" for note in self._notes("*"))))
+        notes = "".join(f"\n\n{note}" for note in self._notes("*"))
+        return f"{self.about}: {self.caption}\n\n{self._tabulated('plain', str, '', '*')}{notes}"
 
     def markdown(self) -> str:
-        rule = ["---" if at < self.left else "---:" for at in range(len(self.header))]
-        cells = ([_markdown(cell) for cell in row] for row in self.rows)
-        lines = ("| " + " | ".join(line) + " |" for line in (map(_escape, self.header), rule, *cells))
-        return (
-            "\n".join(
-                (
-                    f"**{_escape(self.caption[:1].upper() + self.caption[1:])}**\n",
-                    *lines,
-                    *(f"\n{_escape(note)}" for note in self._notes("Bold")),
-                )
-            )
-            + "\n"
-        )
+        notes = "".join(f"\n\n{_markdown(note)}" for note in self._notes("Bold"))
+        caption = _markdown(self.caption[:1].upper() + self.caption[1:])
+        return f"**{caption}**\n\n{self._tabulated('pipe', _markdown, '**', '**')}{notes}\n"
 
     def latex(self) -> str:
         """A table environment; needs the packages amssymb, booktabs and graphicx."""
         align = "l" * self.left + "r" * (len(self.header) - self.left)
+        frame = self._frame(latex_escape, r"\textbf{", "}")
+        tabular = frame.to_latex(index=False, escape=False, column_format=align).strip()
         notes = "".join(f"\n\n\\smallskip{{\\footnotesize {latex_escape(note)}\\par}}" for note in self._notes("Bold"))
-        return "\n".join(
-            (
-                r"\begin{table}[htbp]",
-                r"\centering",
-                rf"\caption{{{latex_escape(f'{self.about}: {self.caption}')}}}",
-                # Wide tables are shrunk to the page, narrow ones are left.
-                rf"\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{\begin{{tabular}}{{{align}}}",
-                r"\toprule",
-                " & ".join(map(latex_escape, self.header)) + r" \\",
-                r"\midrule",
-                *(" & ".join(map(_latex, row)) + r" \\" for row in self.rows),
-                r"\bottomrule",
-                rf"\end{{tabular}}}}{notes}",
-                r"\end{table}",
-            )
+        # Wide tables are shrunk to the page, narrow ones are left.
+        width = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
+        return (
+            f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{latex_escape(f'{self.about}: {self.caption}')}}}\n"
+            f"\\resizebox{{{width}}}{{!}}{{{tabular}}}{notes}\n\\end{{table}}"
         )
+
+    def _frame(self, escape: Callable[[str], str], begin: str, end: str) -> pd.DataFrame:
+        cells = [[escape(cell).replace(_BEGIN, begin).replace(_END, end) for cell in row] for row in self.rows]
+        return pd.DataFrame(cells, columns=[escape(name) for name in self.header])
+
+    def _tabulated(self, form: str, escape: Callable[[str], str], begin: str, end: str) -> str:
+        aligned = ["left"] * self.left + ["right"] * (len(self.header) - self.left)
+        options = {"tablefmt": form, "colalign": aligned, "disable_numparse": True}
+        return str(self._frame(escape, begin, end).to_markdown(index=False, **options))
 
     def _notes(self, mark: str) -> list[str]:
         return [*([f"{mark}: {self.bold}."] if self.bold else []), *self.notes]
 
 
 def latex_escape(text: str) -> str:
-    escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<!\w)-(?=\d)", r"$-$", escaped)
+    return re.sub(r"(?<!\w)-(?=\d)", r"$-$", text.translate(_LATEX))
 
 
-def _plain(cell: Cell | str) -> str:
-    return cell if isinstance(cell, str) else cell.join(str, "{}*")
-
-
-def _escape(text: str) -> str:
-    # A label may hold what Markdown would read as a column's end or as HTML.
-    return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-def _markdown(cell: Cell | str) -> str:
-    return _escape(cell) if isinstance(cell, str) else cell.join(_escape, "**{}**")
-
-
-def _latex(cell: Cell | str) -> str:
-    return latex_escape(cell) if isinstance(cell, str) else cell.join(latex_escape, r"\textbf{{{}}}")
+def _markdown(text: str) -> str:
+    return text.translate(_MARKDOWN)
