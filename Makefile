@@ -15,7 +15,7 @@ endif
 .PHONY: demo test benchmark static gpu-report clean
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/reproduce_reuters.py $(ARGS)
+	$(BIN)/python examples/paper/reproduce_reuters.py $(ARGS)
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

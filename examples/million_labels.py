@@ -10,142 +10,217 @@ cannot hold is not begun.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import resource
 import sys
 import tempfile
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from argument_types import integer
-from classifier_ways import WAYS, account, available_memory, train
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from fused_balanced_loss import (
+    AdamWUpdate,
+    LabelStatistics,
+    LinearBalancedLoss,
+    LossSpec,
+    SparseTargets,
+    balanced_loss,
+)
+from fused_balanced_loss.label_parallel import LabelParallelLinearLoss
+
+RATE, LABELS_A_SAMPLE, NUM_SAMPLES = 1e-3, 12, 10_000_000
+SPEC = LossSpec.preset("DB", corpus="pubmed")
 GB = 1e9
-# The interpreter with PyTorch, its threads, and what the allocator holds beside.
-OVERHEAD = 600e6
-JOIN_SECONDS = 30
+# Bytes of the interpreter with PyTorch, what its allocator holds beside, and a chunk of a fused classifier.
+OVERHEAD = 700e6
+# Sizes of the logits that the plain way holds at its peak: logits, targets and what autograd keeps of the formula.
+PLAIN_LOGITS = 14
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--labels", type=integer(2), default=1_000_000)
-    parser.add_argument("--features", type=integer(1), default=256)
-    parser.add_argument("--batch", type=integer(1), default=128)
-    parser.add_argument("--steps", type=integer(1), default=3)
-    parser.add_argument("--ranks", type=integer(1), default=1, help="processes that share the labels")
-    parser.add_argument(
-        "--ways", nargs="+", choices=list(WAYS), default=list(WAYS)[:3], help="default: the first three"
-    )
-    return parser.parse_args(arguments)
+class Way(NamedTuple):
+    """fused: without logits. update: state of an AdamW in place, None for torch.optim.AdamW. dtype: of the weight."""
+
+    description: str
+    fused: bool = True
+    update: Any = None
+    dtype: torch.dtype = torch.float32
+
+
+WAYS = {
+    "plain": Way("F.linear, the loss in PyTorch operators, torch.optim.AdamW", fused=False),
+    "fused": Way("LinearBalancedLoss, torch.optim.AdamW"),
+    "update": Way("LinearBalancedLoss with AdamW in its backward", update="float32"),
+    "update-bfloat16": Way("the same, bfloat16, one second moment a label", update="row", dtype=torch.bfloat16),
+}
+
+
+def account(name: str, num_labels: int, num_features: int, batch: int, ranks: int = 1) -> dict[str, float]:
+    """Bytes of weights, gradient, optimizer state and logits at the peak of a step, on each rank."""
+    way, labels = WAYS[name], -(-num_labels // ranks)
+    weights = way.dtype.itemsize * labels * (num_features + 1)
+    return {
+        "weights": weights,
+        "gradient": 0.0 if way.update else weights,
+        "optimizer": weights + 4 * labels if way.update == "row" else 2 * weights,
+        "logits": 0.0 if way.fused else PLAIN_LOGITS * 4 * labels * batch,
+    }
+
+
+def available_memory() -> float | None:
+    """Bytes that may still be taken, by the machine and by the control group; None where neither says."""
+    found: list[int] = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def make_step(
+    way: Way, statistics: LabelStatistics, num_features: int, mesh: DeviceMesh | None
+) -> Callable[[Tensor, SparseTargets], Tensor]:
+    """A step of training, which returns the loss."""
+    update = AdamWUpdate(RATE, state=way.update) if way.update else None
+    module: nn.Module = nn.Linear(num_features, statistics.num_labels) if not way.fused else nn.Identity()
+    value_of: Callable[[Tensor, SparseTargets], Tensor]
+    if not way.fused:
+        linear = module
+
+        def value_of(features: Tensor, targets: SparseTargets) -> Tensor:
+            return balanced_loss(
+                linear(features), targets.to_dense(), spec=SPEC, statistics=statistics, impl="reference"
+            )
+
+    elif mesh is None:
+        module = value_of = LinearBalancedLoss(SPEC, statistics, num_features, dtype=way.dtype, update=update)
+    else:
+        module = value_of = LabelParallelLinearLoss(
+            SPEC, statistics, num_features, mesh, dtype=way.dtype, update=update
+        )
+    optimizer = None if update else torch.optim.AdamW(module.parameters(), RATE, fused=True)
+
+    def step(features: Tensor, targets: SparseTargets) -> Tensor:
+        value = value_of(features, targets)
+        value.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+def train(
+    name: str, labels: int, features: int, batch: int, steps: int, mesh: DeviceMesh | None = None
+) -> dict[str, float]:
+    """Trains on generated features; {"peak" in bytes, "seconds" of a step, "loss" of the last}.
+
+    With ``mesh`` the labels are sharded over its ranks, which all call this.
+    """
+    torch.manual_seed(0)
+    speaks = mesh is None or mesh.get_rank() == 0
+    # The ranks share their batches, whatever else they draw.
+    generator = torch.Generator().manual_seed(1)
+    # A long tail: the k-th label has a share of the samples that falls as 1 / k.
+    share = 1 / torch.arange(1, labels + 1, dtype=torch.float64)
+    counts = (NUM_SAMPLES * LABELS_A_SAMPLE * share / share.sum()).ceil().clamp(max=NUM_SAMPLES - 1).long()
+    step = make_step(WAYS[name], LabelStatistics.from_counts(counts, NUM_SAMPLES), features, mesh)
+    loss = seconds = float("nan")
+    for number in range(1, steps + 1):
+        inputs = torch.randn(batch, features, generator=generator).to(WAYS[name].dtype)
+        uniform = torch.rand(batch, LABELS_A_SAMPLE, dtype=torch.float64, generator=generator)
+        ids = (labels**uniform).long() - 1
+        targets = SparseTargets.from_lists([sorted(set(row.tolist())) for row in ids], labels)
+        start = time.perf_counter()
+        loss = step(inputs, targets).item()
+        elapsed = time.perf_counter() - start
+        # The first step includes compilation and first touches of memory.
+        seconds = elapsed if number <= 2 else min(seconds, elapsed)
+        if speaks:
+            print(f"{name}: step {number}/{steps}: loss {loss:.4g}, {elapsed:.2f} s", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"peak": peak, "seconds": seconds, "loss": loss}
+
+
+def run_apart(name: str, sizes: tuple[int, int, int, int], ranks: int) -> dict[str, float]:
+    """What ``train`` returns in processes of its own, with the highest peak of them.
+
+    Raises:
+        ProcessExitedException, ProcessRaisedException: where one of them failed or was killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_work, (name, sizes, ranks, folder), nprocs=ranks)
+        results = [torch.load(Path(folder, f"{rank}.pt")) for rank in range(ranks)]
+    return {**results[0], "peak": max(result["peak"] for result in results)}
+
+
+def _work(rank: int, name: str, sizes: tuple[int, int, int, int], ranks: int, folder: str) -> None:
+    mesh = None
+    if ranks > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+        meeting = Path(folder, "meeting").as_uri()
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+        mesh = init_device_mesh("cpu", (ranks,))
+    torch.save(train(name, *sizes, mesh), Path(folder, f"{rank}.pt"))
+    if ranks > 1:
+        torch.distributed.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    least = {"labels": 2, "features": 1, "batch": 1, "steps": 1, "ranks": 1}
+    for option, default in (("labels", 1_000_000), ("features", 256), ("batch", 128), ("steps", 3), ("ranks", 1)):
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:3], help="default: the first three")
+    options = parser.parse_args(arguments)
+    for option, smallest in least.items():
+        if getattr(options, option) < smallest:
+            parser.error(f"argument --{option}: expected at least {smallest}, got {getattr(options, option)}")
     sizes = options.labels, options.features, options.batch
     print(f"{options.labels:,} labels, {options.features} features, batches of {options.batch}, {options.steps} steps")
     rows, status = [], REFUSED
-    try:
-        for way in dict.fromkeys(options.ways):
-            if options.ranks > 1 and not WAYS[way].fused:
-                print(f"{way}: left out: its labels cannot be sharded")
-                continue
-            needs, available = account(way, *sizes, options.ranks), available_memory()
-            needed = options.ranks * (sum(needs.values()) + OVERHEAD)
-            if available is not None and needed > available:
-                print(f"{way}: not begun: needs about {needed / GB:.1f} GB, {available / GB:.1f} GB are available")
-                rows.append([way, *_sizes(needs), "", "", ""])
-                continue
-            result = _run_apart(way, (*sizes, options.steps), options.ranks)
-            if isinstance(result, str):
-                print(f"{way}: {result}", file=sys.stderr)
-                rows.append([way, *_sizes(needs), "", "", ""])
-                status = FAILED
-                continue
-            figures = [f"{result['peak'] / GB:.2f}", f"{result['seconds']:.2f}", f"{result['loss']:.3g}"]
-            rows.append([way, *_sizes(needs), *figures])
-            status = status if status == FAILED else 0
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        status = INTERRUPTED
-    if rows:
-        _print_table(rows)
-    return status
-
-
-def _run_apart(way: str, settings: tuple[int, int, int, int], ranks: int) -> dict[str, Any] | str:
-    """What ``train`` returns in processes of its own, with the highest peak of them; or why there is nothing."""
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        receivers, processes = [], []
-        for rank in range(ranks):
-            receiver, sender = context.Pipe(duplex=False)
-            meeting = (rank, ranks, Path(folder, "meeting").as_uri())
-            process = context.Process(target=_work, args=(sender, way, settings, meeting), daemon=True)
-            process.start()
-            sender.close()
-            receivers.append(receiver)
-            processes.append(process)
+    for way in dict.fromkeys(options.ways):
+        if options.ranks > 1 and not WAYS[way].fused:
+            print(f"{way}: left out: its labels cannot be sharded")
+            continue
+        needs, available = account(way, *sizes, options.ranks), available_memory()
+        rows.append([way, *(f"{value / GB:.2f}" for value in needs.values()), "", "", ""])
+        needed = options.ranks * (sum(needs.values()) + OVERHEAD)
+        if available is not None and needed > available:
+            print(f"{way}: not begun: needs about {needed / GB:.1f} GB, {available / GB:.1f} GB are available")
+            continue
+        print(f"{way}: {WAYS[way].description}")
         try:
-            results = [_result(way, receiver) for receiver in receivers]
-            if all(results):
-                return {**results[0], "peak": max(result["peak"] for result in results)}
-            for process in processes:
-                process.join(JOIN_SECONDS)
-            codes = sorted({process.exitcode for process in processes} - {0}, key=str)
-            killed = " (killed: the memory did not suffice?)" if -9 in codes else ""
-            return f"ended with exit code {codes[0]}{killed}"
-        finally:
-            for process in processes:
-                process.terminate()
-                process.join()
-
-
-def _result(way: str, receiver: Connection) -> dict[str, Any]:
-    """A process's last message, empty where it ended without one; what it says before is printed."""
-    try:
-        while True:
-            message = receiver.recv()
-            if isinstance(message, dict):
-                return message
-            print(f"{way}: {message}", flush=True)
-    except EOFError:
-        return {}
-
-
-def _work(sender: Connection, way: str, settings: tuple[int, int, int, int], meeting: tuple[int, int, str]) -> None:
-    rank, ranks, address = meeting
-    try:
-        mesh = None
-        if ranks > 1:
-            torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
-            torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
-            mesh = init_device_mesh("cpu", (ranks,))
-        result = train(way, *settings, sender.send if rank == 0 else lambda text: None, mesh)
-        if ranks > 1:
-            torch.distributed.destroy_process_group()
-        sender.send(result)
-    except KeyboardInterrupt:
-        pass
-    except (MemoryError, RuntimeError) as error:
-        sender.send(f"error: {str(error).partition(chr(10))[0]}")
-        sys.exit(1)
-
-
-def _sizes(needs: dict[str, float]) -> list[str]:
-    return [f"{value / GB:.2f}" for value in needs.values()]
-
-
-def _print_table(rows: list[list[str]]) -> None:
+            result = run_apart(way, (*sizes, options.steps), options.ranks)
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            status = INTERRUPTED
+            break
+        except (ProcessExitedException, ProcessRaisedException) as error:
+            killed = getattr(error, "exit_code", 0) == -9
+            reason = "was killed; the memory did not suffice?" if killed else str(error).strip().splitlines()[-1]
+            print(f"{way}: {reason}", file=sys.stderr)
+            status = FAILED
+            continue
+        rows[-1][-3:] = f"{result['peak'] / GB:.2f}", f"{result['seconds']:.2f}", f"{result['loss']:.3g}"
+        status = 0 if status == REFUSED else status
     head = ["way", *account("plain", 1, 1, 1), "peak measured", "s a step", "last loss"]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     print("\nMemory in GB: what each way holds at its peak, computed, and the process's high-water mark.")
     for row in (head, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("  ".join(cells))
+        print(
+            f"{row[0]:<16}" + "".join(f"{cell:>{len(name) + 2}}" for cell, name in zip(row[1:], head[1:], strict=True))
+        )
+    return status
 
 
 if __name__ == "__main__":

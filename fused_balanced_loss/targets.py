@@ -209,10 +209,10 @@ class SparseTargets:
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
         parts = (self.crow, self.col)
-        if all(part.is_contiguous() for part in parts):
-            # Tracing knows no negative bit, and compiled code never sets one.
-            if torch.compiler.is_compiling() or not any(part.is_neg() for part in parts):
-                return self
+        # Tracing knows no negative bit, and compiled code never sets one.
+        negative = not torch.compiler.is_compiling() and any(part.is_neg() for part in parts)
+        if not negative and all(part.is_contiguous() for part in parts):
+            return self
         crow, col = (part.resolve_neg().contiguous() for part in parts)
         return SparseTargets(crow, col, self.num_labels, check=False)
 

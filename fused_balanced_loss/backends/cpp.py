@@ -63,7 +63,8 @@ def prepare(problem: Problem) -> Problem:
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
     if reduction == "none":
-        loss = torch.empty_like(problem.logits, dtype=compute_dtype(problem.logits.dtype), memory_format=torch.contiguous_format)
+        dtype = compute_dtype(problem.logits.dtype)
+        loss = torch.empty_like(problem.logits, dtype=dtype, memory_format=torch.contiguous_format)
         _run(problem, 1.0, elements=loss)
         return loss
     return _sum(problem, scale, None)
@@ -164,8 +165,8 @@ class _Kernels(NamedTuple):
     by_key: dict[tuple[torch.dtype, bool, bool, bool], _Kernel]
 
 
-# By the identity of the spec, which takes less time than its hash. An entry holds its spec, so that no other object gets
-# the same identity.
+# By the identity of the spec, which takes less time than its hash. An entry holds its spec, so that no other object
+# gets the same identity.
 _KERNELS: dict[int, _Kernels] = {}
 _MOST_SPECS = 64
 

@@ -358,8 +358,8 @@ def test_views_and_row_weights(name, dtype):
         torch.testing.assert_close(
             cpp.gradient(call, upstream).double(), gradient * upstream, rtol=digits, atol=4 * atol
         )
-        same = torch.equal(cpp.gradient(call, torch.full((), 0.5, dtype=compute).expand(5, 90)), cpp.gradient(call, torch.tensor(0.5)))
-        assert same
+        half = torch.full((), 0.5, dtype=compute)
+        assert torch.equal(cpp.gradient(call, half.expand(5, 90)), cpp.gradient(call, half))
     repeated = as_problem(logits[1:2].expand(5, -1), targets[1:2].expand(5, -1), statistics, spec)
     one = as_problem(logits[1:2], targets[1:2], statistics, spec)
     ours, row = cpp.value_and_gradient(repeated, 1.0), cpp.value_and_gradient(one, 1.0)

@@ -1,0 +1,186 @@
+"""A corpus of one's own: JSON Lines, CSV or TSV files of texts and labels, plain or gzipped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from files import Say
+
+from corpora.corpus import Corpus, CorpusError
+from corpora.document_cache import Document, Remarks, cached_documents, clean_labels, open_binary
+from corpora.partition import Partition, make_corpus
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+QUOTING: dict[str, Any] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
+# csv's own limit of 128 KiB is less than a long document.
+FIELD_LIMIT = 1 << 30
+
+NO_TEXT = "documents without text, left out"
+TOO_DEEP = "got JSON that is nested too deeply"
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Names of the fields, and how a file is read.
+
+    Attributes:
+        split: field that says ``train``, ``validation`` or ``test``; may be absent.
+        separator: parts the labels of a field that is one string.
+        header: whether the first line of CSV and TSV names the columns; else "1", "2", ... are their names.
+        quoting: of CSV and TSV: with ``none`` a quote at the beginning of a field is text as any other.
+    """
+
+    text: str = "text"
+    labels: str = "labels"
+    split: str = "split"
+    separator: str = ";"
+    header: bool = True
+    quoting: Literal["minimal", "none"] = "minimal"
+
+
+def load_table_files(
+    files: dict[str, Path],
+    options: TableOptions,
+    partition: Partition,
+    cache: Path,
+    say: Say,
+    warn: Say,
+    *,
+    head: int,
+    tail: int,
+) -> Corpus:
+    """Parsed at the first call, then from the cache.
+
+    Args:
+        files: by part; ``""`` is the file whose documents have no part but what their split field says.
+
+    Raises:
+        CorpusError: naming file and line, what was expected and what came.
+    """
+    made_by = {"format": "table", "parts": list(files), **asdict(options)}
+
+    def read(remarks: Remarks) -> Iterator[Document]:
+        for part, path in files.items():
+            yield from _read(part, path, options, remarks)
+
+    documents = cached_documents(cache, list(files.values()), made_by, read, say, warn)
+    # The name of a file need not be text; what is printed must be.
+    name = "+".join(_kind_of(path).stem for path in files.values()).encode("utf-8", "replace").decode("utf-8")
+    return make_corpus(name, documents, partition, head=head, tail=tail)
+
+
+def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Iterator[Document]:
+    where = str(path)
+    try:
+        with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
+            for where, row in _rows(path, file, options):
+                document = _document(row, part, options, where)
+                if document.text:
+                    yield document
+                else:
+                    remarks[NO_TEXT] += 1
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
+    except RecursionError as error:
+        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        # The errors of a broken gzip file have no strerror.
+        raise CorpusError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _kind_of(path: Path) -> Path:
+    """The path without the ``.gz`` of a gzipped file."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
+
+
+def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and the row."""
+    suffix = _kind_of(path).suffix.lower()
+    if suffix in DELIMITERS:
+        yield from _table_rows(path, file, DELIMITERS[suffix], options)
+    elif suffix not in JSON_LINES:
+        expected = ", ".join((*JSON_LINES, *DELIMITERS))
+        raise CorpusError(f"{path}: expected a file ending in one of {expected}, or in one of them and .gz")
+    elif not options.header:
+        raise CorpusError(f"{path}: --no-header: expected a CSV or TSV file, JSON Lines have names in every line")
+    else:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}, line {number:,}", _json_row(line, f"{path}, line {number:,}")
+
+
+def _json_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
+    except ValueError as error:
+        raise CorpusError(f"{where}: expected a JSON object a line, got {line.strip()[:60]!r}: {error}") from error
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: expected a JSON object a line, got {type(row).__name__}")
+    return row
+
+
+def _table_rows(
+    path: Path, file: IO[str], delimiter: str, options: TableOptions
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(FIELD_LIMIT)
+    reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=QUOTING[options.quoting])
+    names: list[str] | None = None
+    try:
+        for row in reader:
+            if names is None:
+                names = row if options.header else [str(number) for number in range(1, len(row) + 1)]
+                _check_columns(path, names, options)
+                if options.header:
+                    continue
+            # An empty line is no row.
+            if row:
+                where = f"{path}, line {reader.line_num:,}"
+                if len(row) != len(names):
+                    raise CorpusError(f"{where}: expected {len(names)} fields, got {len(row)}")
+                yield where, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        hint = "; --quoting none takes quotes as text" if options.quoting == "minimal" else ""
+        raise CorpusError(f"{path}, line {reader.line_num:,}: {error}{hint}") from error
+    if names is None:
+        _check_columns(path, [], options)
+
+
+def _check_columns(path: Path, names: list[str], options: TableOptions) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise CorpusError(f"{path}: expected different columns, got {', '.join(map(repr, twice))} more than once")
+    if {options.text, options.labels} - set(names):
+        hint = "; --no-header is for files whose first line is a document" if options.header and names else ""
+        raise CorpusError(
+            f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {names or 'none'}{hint}"
+        )
+
+
+def _document(row: dict[str, Any], part: str, options: TableOptions, where: str) -> Document:
+    for field in (options.text, options.labels):
+        if field not in row:
+            raise CorpusError(f"{where}: expected a field {field!r}, got {', '.join(row) or 'none'}")
+    text, labels = row[options.text], row[options.labels]
+    if not isinstance(text, str):
+        raise CorpusError(f"{where}: {options.text}: expected a string, got {type(text).__name__}")
+    if isinstance(labels, str):
+        labels = labels.split(options.separator)
+    if not isinstance(labels, list) or not all(isinstance(label, (str, int)) for label in labels):
+        raise CorpusError(f"{where}: {options.labels}: expected a list of names, got {str(labels)[:60]!r}")
+    split = part or str(row.get(options.split) or "").strip().lower()
+    if split and split not in SPLITS:
+        raise CorpusError(f"{where}: {options.split}: expected one of {', '.join(SPLITS)}, got {split!r}")
+    names = (str(label).strip() for label in labels)
+    labels = clean_labels([name for name in names if name], f"{where}: {options.labels}")
+    return Document(text.strip(), labels, SPLITS.get(split, ""))

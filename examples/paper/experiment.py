@@ -1,0 +1,168 @@
+"""All runs of an experiment: what is recorded is read, the rest is done and recorded."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from corpora.corpus import Corpus
+from encoders.encoder import Encoder
+from encoders.memory import describe_memory
+from encoders.processes import is_main
+from encoders.svm import SETTINGS as SVM_SETTINGS
+from encoders.svm import run_svm
+from encoders.tfidf import SVM_TFIDF, tfidf_features
+from files import Json
+from progress import Progress
+from records import KINDS, RecordStore
+
+import fused_balanced_loss
+from fused_balanced_loss import LossSpec
+from fused_balanced_loss.metrics import PAPER_THRESHOLDS
+from fused_balanced_loss.spec import Convention
+
+PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
+
+
+def versions() -> Json:
+    found: Json = {"fused_balanced_loss": fused_balanced_loss.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs. mu: the rebalancing's midpoint, None for the corpus' own. jobs: processes of the SVM."""
+
+    methods: Sequence[str]
+    seeds: int
+    convention: Convention
+    mu: float | None
+    jobs: int
+
+
+@dataclass
+class Experiment:
+    """work: folder of checkpoints, one folder a run, removed when it is recorded. cache: folder of features."""
+
+    corpus: Corpus
+    encoder: Encoder
+    plan: Plan
+    store: RecordStore
+    work: Path
+    cache: Path
+    progress: Progress
+
+    def run_missing(self) -> None:
+        """Does and records every run without a record; may be interrupted at any time.
+
+        Raises:
+            RecordError: where a result could not be recorded as a whole.
+        """
+        if is_main():
+            self.store.open()
+        runs = list(self._runs())
+        missing = {run: self.store.load(self._settings(*run)) is None for run in runs}
+        if any(missing[method, seed] for method, seed in runs if method != "SVM"):
+            self.encoder.prepare(self.corpus, self.progress.say)
+            self.progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
+        for number, (method, seed) in enumerate(runs, 1):
+            name = method if method == "SVM" else f"{method} seed {seed}"
+            self.progress.start(f"[{number}/{len(runs)}] {name}")
+            if missing[method, seed]:
+                self._run(method, seed)
+            else:
+                self.progress.finish("done before, skipped")
+        if is_main():
+            self.store.close()
+
+    def records(self) -> list[Json]:
+        """The records of this experiment's runs, as far as they are done."""
+        found = (self.store.load(self._settings(method, seed)) for method, seed in self._runs())
+        return [record for record in found if record is not None]
+
+    def validation_mean(self) -> dict[str, float]:
+        """Mean micro- and macro-F1 on validation over all recorded runs of the losses: what the tuning went by."""
+        records = [record for record in self.records() if record["settings"]["method"] != "SVM"]
+        totals = [record["result"]["validation"]["total"] for record in records]
+        return {kind: fmean(total[kind] for total in totals) for kind in KINDS} if totals else {}
+
+    def _runs(self) -> Iterator[tuple[str, int]]:
+        for seed in range(self.plan.seeds):
+            for method in self.plan.methods:
+                if method != "SVM" or seed == 0:
+                    yield method, seed
+
+    def _run(self, method: str, seed: int) -> None:
+        settings = self._settings(method, seed)
+        folder = self.work / self.store.stem(settings)
+        epochs: list[Json] = []
+
+        def report(epoch: Json) -> None:
+            if not is_main():
+                return
+            epochs.append(epoch)
+            self.store.save_running(settings, versions(), epochs)
+            self.progress.epoch(epoch, self.encoder.num_epochs)
+
+        if method == "SVM":
+            if not is_main():
+                return
+            features = tfidf_features(self.corpus, SVM_TFIDF, self.cache, self.progress.say, self.progress.warn)
+            result = run_svm(self.corpus, features, folder, self.plan.jobs, self.progress.say)
+        else:
+            result = self.encoder.run(self.corpus, self._spec(method), seed, folder, report)
+        if not is_main():
+            return
+        self.store.save_done(settings, versions(), epochs, result)
+        shutil.rmtree(folder, ignore_errors=True)
+        total, tail = result["test"]["total"], result["test"]["tail"]
+        self.progress.finish(
+            f"test micro/macro-F1 {100 * total['micro']:.2f}/{100 * total['macro']:.2f}, "
+            f"tail {100 * tail['micro']:.2f}/{100 * tail['macro']:.2f}, {result['seconds']:.0f} s, "
+            f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB"
+        )
+
+    @cached_property
+    def mu(self) -> float:
+        """Of a corpus of one's own the one that its training part suggests."""
+        if self.plan.mu is not None:
+            return self.plan.mu
+        if self.corpus.paper is not None:
+            return LossSpec.preset("DB", corpus=self.corpus.paper).mu
+        return round(self.corpus.statistics.suggest_mu(self.corpus.train.targets), 4)
+
+    def _spec(self, method: str) -> LossSpec:
+        spec = LossSpec.preset(method, corpus=self.corpus.paper or "reuters", convention=self.plan.convention)
+        return spec.replace(mu=self.mu) if spec.weighting == "rebalanced" else spec
+
+    def _settings(self, method: str, seed: int) -> Json:
+        """All that the result depends on."""
+        common = {
+            "method": method,
+            "seed": seed,
+            "corpus": self.corpus.name,
+            "corpus_fingerprint": self.corpus.fingerprint,
+            "library": fused_balanced_loss.__version__,
+        }
+        if method == "SVM":
+            return {**common, **SVM_SETTINGS}
+        return {
+            **common,
+            "encoder": self.encoder.name,
+            **self.encoder.settings,
+            "convention": self.plan.convention,
+            "loss": asdict(self._spec(method)),
+            "thresholds": PAPER_THRESHOLDS.tolist(),
+        }
