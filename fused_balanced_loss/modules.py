@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .arguments import GradientMode, Reduction, check_settings
@@ -24,7 +22,9 @@ class BalancedLoss(StatisticsModule):
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
         statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL).
-        reduction, impl, gradient: as for :func:`balanced_loss`.
+        reduction: ``"mean"`` over the N * C elements, ``"sum"``, or ``"none"`` for the loss of each element.
+        impl: which implementation computes the loss; see :func:`balanced_loss`.
+        gradient: when the gradient is made, and where it is kept; see :func:`balanced_loss`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -53,8 +53,23 @@ class BalancedLoss(StatisticsModule):
         targets: Tensor | SparseTargets,
         sample_weight: Tensor | None = None,
         label_mask: Tensor | None = None,
+        ignore_index: float | None = None,
     ) -> Tensor:
-        """Loss of logits [..., C]; arguments, result and errors as for :func:`balanced_loss`."""
+        """Loss of logits [..., C].
+
+        Args:
+            logits: [..., C], float16, bfloat16, float32 or float64.
+            targets: dense of the shape of the logits, a torch sparse tensor [N, C], or SparseTargets of N rows.
+            sample_weight: [...], multiplies the loss of each sample.
+            label_mask: bool [C] or the shape of the logits; False leaves an element out.
+            ignore_index: a number other than 0 and 1; dense targets equal to it are left out.
+
+        Returns:
+            float32 (float64 for float64 logits): no dimensions, or the shape of the logits for reduction "none".
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`balanced_loss`, where each argument is described in full.
+        """
         return balanced_loss(
             logits,
             targets,
@@ -63,6 +78,7 @@ class BalancedLoss(StatisticsModule):
             reduction=self.reduction,
             sample_weight=sample_weight,
             label_mask=label_mask,
+            ignore_index=ignore_index,
             impl=self.impl,
             gradient=self.gradient,
         )
@@ -85,7 +101,7 @@ class DistributionBalancedLoss(BalancedLoss):
         gamma: focusing parameter.
         alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
-        reduction, impl, gradient: as for :func:`balanced_loss`.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -98,16 +114,22 @@ class DistributionBalancedLoss(BalancedLoss):
         mu: float = PAPER_MU["reuters"],
         kappa: float = 0.05,
         lam: float = 2.0,
-        **options: Any,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu, kappa=kappa, lam=lam)
-        super().__init__(spec, statistics, **options)
+        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
 
 
 class RebalancedFocalLoss(BalancedLoss):
     """R-FL: focal loss with the rebalanced weight (Huang et al., 2021, section 3.2).
 
-    Args: as for :class:`DistributionBalancedLoss`, without kappa and lam.
+    Args:
+        statistics: label counts of the training set.
+        gamma: focusing parameter.
+        alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -118,10 +140,12 @@ class RebalancedFocalLoss(BalancedLoss):
         alpha: float = 0.1,
         beta: float = 10.0,
         mu: float = PAPER_MU["reuters"],
-        **options: Any,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu)
-        super().__init__(spec, statistics, **options)
+        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
 
 
 class ClassBalancedFocalLoss(BalancedLoss):
@@ -131,13 +155,26 @@ class ClassBalancedFocalLoss(BalancedLoss):
         statistics: label counts of the training set.
         gamma: focusing parameter.
         beta_cb: class-balanced beta, in [0, 1).
-        reduction, impl, gradient: as for :func:`balanced_loss`.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
-        self, statistics: LabelStatistics, *, gamma: float = 2.0, beta_cb: float = 0.9, **options: Any
+        self,
+        statistics: LabelStatistics,
+        *,
+        gamma: float = 2.0,
+        beta_cb: float = 0.9,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
     ) -> None:
-        super().__init__(LossSpec(gamma=gamma, weighting="class_balanced", beta_cb=beta_cb), statistics, **options)
+        super().__init__(
+            LossSpec(gamma=gamma, weighting="class_balanced", beta_cb=beta_cb),
+            statistics,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
+        )
 
 
 class NegativeTolerantFocalLoss(BalancedLoss):
@@ -147,19 +184,34 @@ class NegativeTolerantFocalLoss(BalancedLoss):
         statistics: label counts of the training set.
         gamma: focusing parameter.
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
-        reduction, impl, gradient: as for :func:`balanced_loss`.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
-        self, statistics: LabelStatistics, *, gamma: float = 2.0, kappa: float = 0.05, lam: float = 2.0, **options: Any
+        self,
+        statistics: LabelStatistics,
+        *,
+        gamma: float = 2.0,
+        kappa: float = 0.05,
+        lam: float = 2.0,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
     ) -> None:
-        super().__init__(LossSpec(gamma=gamma, kappa=kappa, lam=lam), statistics, **options)
+        super().__init__(
+            LossSpec(gamma=gamma, kappa=kappa, lam=lam), statistics, reduction=reduction, impl=impl, gradient=gradient
+        )
 
 
 class ClassBalancedNTRLoss(BalancedLoss):
     """CB-NTR: class-balanced weight, negative-tolerant margin and focal modulation (Huang et al., 2021, section 3.3).
 
-    Args: those of :class:`ClassBalancedFocalLoss` and :class:`NegativeTolerantFocalLoss`.
+    Args:
+        statistics: label counts of the training set.
+        gamma: focusing parameter.
+        beta_cb: class-balanced beta, in [0, 1).
+        kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -170,10 +222,12 @@ class ClassBalancedNTRLoss(BalancedLoss):
         beta_cb: float = 0.9,
         kappa: float = 0.05,
         lam: float = 2.0,
-        **options: Any,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="class_balanced", beta_cb=beta_cb, kappa=kappa, lam=lam)
-        super().__init__(spec, statistics, **options)
+        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
 
 
 class FocalLoss(BalancedLoss):
@@ -182,8 +236,16 @@ class FocalLoss(BalancedLoss):
     Args:
         statistics: not needed; taken so that the losses are interchangeable.
         gamma: focusing parameter; 0 is binary cross entropy.
-        reduction, impl, gradient: as for :func:`balanced_loss`.
+        reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
-    def __init__(self, statistics: LabelStatistics | None = None, *, gamma: float = 2.0, **options: Any) -> None:
-        super().__init__(LossSpec(gamma=gamma), statistics, **options)
+    def __init__(
+        self,
+        statistics: LabelStatistics | None = None,
+        *,
+        gamma: float = 2.0,
+        reduction: Reduction = "mean",
+        impl: Impl = "auto",
+        gradient: GradientMode = "auto",
+    ) -> None:
+        super().__init__(LossSpec(gamma=gamma), statistics, reduction=reduction, impl=impl, gradient=gradient)

@@ -8,6 +8,16 @@ LOG2E = tl.constexpr(1.4426950408889634)
 # Largest exponent taken, base 2: keeps products of two exponentials finite, and cuts nothing that shows.
 BOUND = tl.constexpr(60.0)
 
+# Where each setting of the loss stands in SPEC, the tuple that the kernels get. The midpoint is beta * mu.
+GAMMA_AT = tl.constexpr(0)
+GAMMA_NEGATIVE_AT = tl.constexpr(1)
+MARGIN_AT = tl.constexpr(2)
+LAM_AT = tl.constexpr(3)
+ALPHA_AT = tl.constexpr(4)
+MIDPOINT_AT = tl.constexpr(5)
+POSITIVE_FACTOR_AT = tl.constexpr(6)
+NEGATIVE_FACTOR_AT = tl.constexpr(7)
+
 
 @triton.jit
 def exp2(x, PTX: tl.constexpr):
@@ -106,7 +116,7 @@ def either(y, A: tl.constexpr, B: tl.constexpr, like):
 @triton.jit
 def load_shift(bias_ptr, inside, SPEC: tl.constexpr):
     """The biases, in the units that ``balanced_element`` takes them in."""
-    return tl.load(bias_ptr, mask=inside, other=0.0) * (SPEC[3] * LOG2E)
+    return tl.load(bias_ptr, mask=inside, other=0.0) * (SPEC[LAM_AT] * LOG2E)
 
 
 @triton.jit
@@ -133,15 +143,15 @@ def balanced_element(
     shift: ``load_shift`` of the biases.
     weight_slope: -beta * log2(e) / (sum of 1/n over the row's labels).
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
-    SPEC: (gamma, gamma_negative, probability_margin, lam, alpha, beta * mu, positive_factor, negative_factor).
+    SPEC: the settings of the loss, each at its place.
     EXACT: the logarithm to the last digit of the dtype, also of probabilities near 1.
     """
-    GAMMA: tl.constexpr = SPEC[0]
-    GAMMA_NEGATIVE: tl.constexpr = SPEC[1]
-    MARGIN: tl.constexpr = SPEC[2]
-    LAM: tl.constexpr = SPEC[3]
-    ALPHA: tl.constexpr = SPEC[4]
-    MIDPOINT: tl.constexpr = SPEC[5] * LOG2E
+    GAMMA: tl.constexpr = SPEC[GAMMA_AT]
+    GAMMA_NEGATIVE: tl.constexpr = SPEC[GAMMA_NEGATIVE_AT]
+    MARGIN: tl.constexpr = SPEC[MARGIN_AT]
+    LAM: tl.constexpr = SPEC[LAM_AT]
+    ALPHA: tl.constexpr = SPEC[ALPHA_AT]
+    MIDPOINT: tl.constexpr = SPEC[MIDPOINT_AT] * LOG2E
     SAME: tl.constexpr = GAMMA == GAMMA_NEGATIVE and MARGIN == 0.0
 
     # -t in units of log(2): large where the prediction is wrong.
@@ -204,6 +214,6 @@ def balanced_element(
             slope = choose(y, slope, tl.where(shifted == 0.0, 0.0, slope_shifted))
             nll = choose(y, nll, nll_shifted * (1.0 / UNIT))
 
-    value = m * (nll * either(y, SPEC[6] * LAM / SPEC[7], 1.0, q))
+    value = m * (nll * either(y, SPEC[POSITIVE_FACTOR_AT] * LAM / SPEC[NEGATIVE_FACTOR_AT], 1.0, q))
     dz = m * (slope * choose(y, positive_slope, negative_slope))
     return value, dz

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from .element import LN2, balanced_element, load_shift
+from .element import (
+    GAMMA_AT,
+    GAMMA_NEGATIVE_AT,
+    LAM_AT,
+    LN2,
+    NEGATIVE_FACTOR_AT,
+    POSITIVE_FACTOR_AT,
+    balanced_element,
+    load_shift,
+)
 from .labels import any_label, dense_label, search_label, tile_labels
 
 
@@ -166,7 +175,7 @@ def logits_loss_kernel(
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
     # lg2 loses small probabilities of error; gamma >= 1 multiplies them away, smaller gammas do not.
-    EXACT: tl.constexpr = SPEC[0] < 1.0 or SPEC[1] < 1.0 or tl.float64 == COMPUTE
+    EXACT: tl.constexpr = SPEC[GAMMA_AT] < 1.0 or SPEC[GAMMA_NEGATIVE_AT] < 1.0 or tl.float64 == COMPUTE
     program = tl.program_id(0)
     factor = tl.full((), 1.0, COMPUTE) * scale
     if tl.float64 == COMPUTE:
@@ -174,10 +183,10 @@ def logits_loss_kernel(
     slope = factor
     if UPSTREAM == "scalar":
         slope *= tl.load(upstream_ptr).to(COMPUTE)
-    positive_slope = -SPEC[6] * slope
-    negative_slope = SPEC[7] * slope
+    positive_slope = -SPEC[POSITIVE_FACTOR_AT] * slope
+    negative_slope = SPEC[NEGATIVE_FACTOR_AT] * slope
     # Applied once to the sum.
-    unit = tl.full((), SPEC[7] / SPEC[3] * (1.0 if EXACT else LN2), COMPUTE)
+    unit = tl.full((), SPEC[NEGATIVE_FACTOR_AT] / SPEC[LAM_AT] * (1.0 if EXACT else LN2), COMPUTE)
     if program < num_main:
         lane = tl.arange(0, P)
         group = tl.arange(0, G)

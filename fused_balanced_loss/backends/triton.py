@@ -77,7 +77,7 @@ def layout(num_labels: int, logits_stride: int, itemsize: int, warp_size: int = 
 
 
 def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
-    """The settings that ``balanced_element`` takes, in its order."""
+    """The settings of the loss at the places that kernels/element.py gives them."""
     return (
         *spec.gammas,
         spec.probability_margin,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..arguments import LOGITS_DTYPES, check_settings, check_transforms
 from ..label_statistics import LabelStatistics
@@ -63,6 +63,16 @@ def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, stat
     if statistics is not None and statistics.num_labels != len(weight):
         raise ValueError(
             f"weight: expected {statistics.num_labels} rows, as labels in statistics, got shape {list(weight.shape)}"
+        )
+
+
+def check_linear(linear: nn.Linear, statistics: LabelStatistics | None) -> None:
+    """Raises TypeError or ValueError unless ``linear`` is a classifier of the labels in ``statistics``."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear: expected nn.Linear, got {type(linear).__name__}")
+    if statistics is not None and statistics.num_labels != linear.out_features:
+        raise ValueError(
+            f"linear: expected {statistics.num_labels} outputs, as labels in statistics, got {linear.out_features}"
         )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from ..optim.base import ClassifierUpdate, ignore_update_state
 from ..spec import LossSpec
 from ..statistics_module import StatisticsModule
 from ..targets import SparseTargets
-from .arguments import LinearGradientMode, check_linear_settings
+from .arguments import LinearGradientMode, check_linear, check_linear_settings
 from .functional import linear_balanced_loss
 from .prediction import LabelsAbove, TopLabels, predict_above, predict_topk
 
@@ -31,7 +29,11 @@ class LinearBalancedLoss(StatisticsModule):
         num_features: D.
         num_labels: C; needed only without statistics (BCE, FL, ASL).
         bias: whether the classifier has one.
-        reduction, chunk_size, impl, gradient: as for :func:`linear_balanced_loss`.
+        reduction: ``"mean"`` over the N * C elements, or ``"sum"``.
+        chunk_size: labels of a chunk; None takes as many as keep weights and logits of a chunk in cache.
+        impl: which implementation computes the loss of a chunk; see :func:`balanced_loss`.
+        gradient: ``"forward"`` makes the gradients in the pass that computes the loss; ``"backward"`` computes the
+            logits again and keeps nothing in between; ``"auto"``: forward.
         update: an in-place optimizer, which then trains weight and bias in the backward, chunk by chunk, so that
             their gradient never exists whole; they must not be given to another. See :class:`ClassifierUpdate`.
         device, dtype: of weight and bias.
@@ -88,26 +90,37 @@ class LinearBalancedLoss(StatisticsModule):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, spec: LossSpec, statistics: LabelStatistics | None, **options: Any
+        cls,
+        linear: nn.Linear,
+        spec: LossSpec,
+        statistics: LabelStatistics | None,
+        *,
+        reduction: Reduction = "mean",
+        chunk_size: int | None = None,
+        impl: Impl = "auto",
+        gradient: LinearGradientMode = "auto",
+        update: ClassifierUpdate | None = None,
     ) -> LinearBalancedLoss:
-        """Over a classifier that exists: the module shares its weight and bias."""
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected nn.Linear, got {type(linear).__name__}")
-        update = options.pop("update", None)
-        if statistics is not None and statistics.num_labels != linear.out_features:
-            raise ValueError(
-                f"linear: expected {statistics.num_labels} outputs, as labels in statistics, got {linear.out_features}"
-            )
+        """Over a classifier that exists: the module shares its weight and bias.
+
+        Args:
+            linear: the classifier, with one output a label.
+            spec, statistics, reduction, chunk_size, impl, gradient, update: see :class:`LinearBalancedLoss`.
+        """
+        check_linear(linear, statistics)
         module = cls(
             spec,
             statistics,
             linear.in_features,
             num_labels=linear.out_features,
             bias=linear.bias is not None,
+            reduction=reduction,
+            chunk_size=chunk_size,
+            impl=impl,
+            gradient=gradient,
             device="meta",
-            **options,
         )
-        # Whatever else holds them sees what training makes of them.
+        # Share the tensors, so that other holders see the trained values.
         module.register_parameter("weight", linear.weight)  # type: ignore[arg-type]
         module.register_parameter("bias", linear.bias)
         if update is not None:
@@ -130,8 +143,24 @@ class LinearBalancedLoss(StatisticsModule):
         targets: Tensor | SparseTargets,
         sample_weight: Tensor | None = None,
         label_mask: Tensor | None = None,
+        ignore_index: float | None = None,
     ) -> Tensor:
-        """Loss of features [..., D]; arguments, result and errors as for :func:`linear_balanced_loss`."""
+        """Loss of features [..., D].
+
+        Args:
+            features: [..., D], in the dtype of the weight but under autocast.
+            targets: dense [..., C], a torch sparse tensor [N, C], or SparseTargets of N rows.
+            sample_weight: [...], multiplies the loss of each sample.
+            label_mask: bool [C] or [..., C]; False leaves an element out.
+            ignore_index: a number other than 0 and 1; dense targets equal to it are left out.
+
+        Returns:
+            float32 (float64 for float64 features), no dimensions.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as :func:`linear_balanced_loss`, where each argument is described in
+                full.
+        """
         return linear_balanced_loss(
             features,
             self.weight,
@@ -142,6 +171,7 @@ class LinearBalancedLoss(StatisticsModule):
             reduction=self.reduction,
             sample_weight=sample_weight,
             label_mask=label_mask,
+            ignore_index=ignore_index,
             chunk_size=self.chunk_size,
             impl=self.impl,
             gradient=self.gradient,
@@ -153,11 +183,13 @@ class LinearBalancedLoss(StatisticsModule):
         return nn.functional.linear(features, self.weight, self.bias)
 
     def predict_topk(self, features: Tensor, k: int) -> TopLabels:
-        """As :func:`predict_topk`."""
+        """The ``k`` labels with the largest logits of each sample; see
+        :func:`~fused_balanced_loss.classifier.prediction.predict_topk`."""
         return predict_topk(features, self.weight, self.bias, k, chunk_size=self.chunk_size)
 
     def predict_above(self, features: Tensor, threshold: float) -> LabelsAbove:
-        """As :func:`predict_above`."""
+        """The labels whose probability is above ``threshold``; see
+        :func:`~fused_balanced_loss.classifier.prediction.predict_above`."""
         return predict_above(features, self.weight, self.bias, threshold, chunk_size=self.chunk_size)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ..arguments import Reduction
 from ..backends.select import Impl
-from ..classifier.arguments import LinearGradientMode, check_classifier
+from ..classifier.arguments import LinearGradientMode, check_classifier, check_linear
 from ..classifier.chunked_pass import default_chunk_size
 from ..classifier.functional import LinearSettings, run
 from ..classifier.module import LinearBalancedLoss
@@ -139,18 +139,39 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         spec: LossSpec,
         statistics: LabelStatistics | None,
         mesh: DeviceMesh | dist.ProcessGroup,
-        **options: Any,
+        *,
+        data_mesh: DeviceMesh | dist.ProcessGroup | None = None,
+        reduction: Reduction = "mean",
+        chunk_size: int | None = None,
+        impl: Impl = "auto",
+        gradient: LinearGradientMode = "auto",
+        update: ClassifierUpdate | None = None,
+        dtype: torch.dtype | None = None,
     ) -> LabelParallelLinearLoss:
-        """Each rank takes its rows of a copy of the first rank's classifier, which may be on another device."""
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected nn.Linear, got {type(linear).__name__}")
-        if statistics is not None and statistics.num_labels != linear.out_features:
-            raise ValueError(
-                f"linear: expected {statistics.num_labels} outputs, as labels in statistics, got {linear.out_features}"
-            )
-        dtype = options.pop("dtype", linear.weight.dtype)
-        sizes = {"num_labels": linear.out_features, "bias": linear.bias is not None, "dtype": dtype}
-        module = cls(spec, statistics, linear.in_features, mesh, **sizes, **options)
+        """Each rank takes its rows of a copy of the first rank's classifier, which may be on another device.
+
+        Args:
+            linear: the classifier, with one output a label.
+            dtype: of the copy; None keeps that of ``linear``.
+            spec, statistics, mesh, data_mesh, reduction, chunk_size, impl, gradient, update: see
+                :class:`LabelParallelLinearLoss`.
+        """
+        check_linear(linear, statistics)
+        module = cls(
+            spec,
+            statistics,
+            linear.in_features,
+            mesh,
+            data_mesh=data_mesh,
+            num_labels=linear.out_features,
+            bias=linear.bias is not None,
+            reduction=reduction,
+            chunk_size=chunk_size,
+            impl=impl,
+            gradient=gradient,
+            update=update,
+            dtype=dtype or linear.weight.dtype,
+        )
         with torch.no_grad():
             for name in ("weight", "bias"):
                 whole = getattr(linear, name)
