@@ -1,4 +1,4 @@
-"""Which elements are labels: of dense targets, of a tile by bits, of single elements by search; and what rows need."""
+"""Which elements are labels (in dense targets, in a tile, one by one), and the terms of the rows."""
 
 import triton
 import triton.language as tl
@@ -24,13 +24,15 @@ def any_label(raw):
 
 
 @triton.jit
-def tile_labels(col_ptr, low, high, start, group, lane, P: tl.constexpr):
-    """Labels [G, P], ``col`` from low to high, of a tile that begins at column ``start``, by bits: no element looks
-    anything up. A negative ``low`` is the mark of a row with invalid ids."""
+def tile_labels(col_ptr, low, high, start, group, lane, VECTOR: tl.constexpr):
+    """Which elements [GROUPS, VECTOR] of a tile that begins at column ``start`` are labels, by the ids in ``col`` from
+    ``low`` to ``high``. Each group of elements gathers its labels as bits, so that no element looks anything up. A
+    negative ``low`` marks a row with invalid ids.
+    """
     bits = tl.zeros(group.shape, tl.int32)
     for entry in range(tl.maximum(low, 0), high):
         column = tl.load(col_ptr + entry).to(tl.int32) - start
-        bits |= tl.where(group == column // P, 1 << (column % P), 0)
+        bits |= tl.where(group == column // VECTOR, 1 << (column % VECTOR), 0)
     return (bits[:, None] & (1 << lane)[None, :]) != 0
 
 
@@ -81,7 +83,7 @@ def row_terms_kernel(
     REBALANCED: tl.constexpr,
     HAS_ROW_SUM: tl.constexpr,
     TILE: tl.constexpr,
-    P: tl.constexpr,
+    VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and for label ids the offsets
@@ -97,8 +99,8 @@ def row_terms_kernel(
     if CSR:
         low, high = row_bounds(crow_ptr, row, True, num_ids)
         # Columns before the row's first 16-byte boundary belong to no tile.
-        head = (P - (row * logits_stride) % P) % P
-        end = head + (num_labels - head) // P * P
+        head = (VECTOR - (row * logits_stride) % VECTOR) % VECTOR
+        end = head + (num_labels - head) // VECTOR * VECTOR
     total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
     if HAS_ROW_SUM and REBALANCED:
         total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)

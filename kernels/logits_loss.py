@@ -18,7 +18,7 @@ from .labels import any_label, dense_label, search_label, tile_labels
 
 @triton.jit
 def last_to_arrive(place, value, counter_ptr, number):
-    """Stores ``value``; whether ``number`` - 1 programs had come here before, so that what they stored may be read."""
+    """Stores ``value``. True in the last of ``number`` programs to come here, which may read what the others stored."""
     tl.store(place, value)
     tl.debug_barrier()
     return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == number - 1
@@ -26,8 +26,8 @@ def last_to_arrive(place, value, counter_ptr, number):
 
 @triton.jit
 def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials, TEAM: tl.constexpr):
-    """Adds up the programs' sums in their order, so that the bits never change: the last program of a team adds the
-    team's, the last of all teams those.
+    """Adds up the programs' sums. The last program of a team to arrive adds up the team's sums, and the last of these
+    adds up the teams'. Both go in the order of the programs, so the result never depends on the order of arrival.
 
     partial_ptr: [programs + teams]. counter_ptr: [1 + teams], zeros.
     """
@@ -99,7 +99,7 @@ def compute_and_store(
     return value
 
 
-# Sizes are not specialised: a batch of one row, or of 16, is no other kernel.
+# Triton must not specialise on the sizes: a batch of one row, or of 16, would compile another kernel.
 @triton.jit(
     do_not_specialize=[
         "num_rows", "num_labels", "num_ids", "logits_stride", "targets_stride", "mask_stride", "gradient_stride",
@@ -158,23 +158,26 @@ def logits_loss_kernel(
     ALIGNED_TARGETS: tl.constexpr,
     PTX: tl.constexpr,
     PERIOD: tl.constexpr,
-    P: tl.constexpr,
-    G: tl.constexpr,
+    VECTOR: tl.constexpr,
+    GROUPS: tl.constexpr,
     FRINGE: tl.constexpr,
     TEAM: tl.constexpr,
 ):
-    """A grid of main programs, each a tile of G * P columns by some rows, then fringe programs.
+    """Loss and gradient, by main programs and fringe programs; kernels/README.md draws them.
 
-    A row's tiles begin at its first 16-byte boundary (P elements) and hold whole 16 bytes; rows that are PERIOD apart
-    begin alike, so a program that takes such rows keeps its columns' constants in registers. What is left of a row,
-    less than P elements at either end, is the fringe programs' work. P = 1: no fringe, any alignment.
-    Few tiles have a label: those that have none take a shorter way.
+    A main program computes one tile, GROUPS * VECTOR columns, of up to ``rows_each`` rows. The first tile of a row begins
+    at the row's first 16-byte boundary, and every access moves VECTOR elements, 16 bytes. Rows that are PERIOD apart
+    begin at the same distance from a boundary. A program takes such rows, so its columns stay the same and it keeps
+    their constants in registers. Most tiles hold no label; these take a shorter way.
+
+    The elements of a row before its first boundary and after its last are fewer than VECTOR at either end. The fringe
+    programs compute them. With VECTOR = 1 there is no fringe, and rows may begin anywhere.
 
     WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
     """
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
-    # lg2 loses small probabilities of error; gamma >= 1 multiplies them away, smaller gammas do not.
+    # The approximate lg2 loses small losses. A gamma of 1 and more makes them vanish; smaller gammas do not.
     EXACT: tl.constexpr = SPEC[GAMMA_AT] < 1.0 or SPEC[GAMMA_NEGATIVE_AT] < 1.0 or tl.float64 == COMPUTE
     program = tl.program_id(0)
     factor = tl.full((), 1.0, COMPUTE) * scale
@@ -185,39 +188,39 @@ def logits_loss_kernel(
         slope *= tl.load(upstream_ptr).to(COMPUTE)
     positive_slope = -SPEC[POSITIVE_FACTOR_AT] * slope
     negative_slope = SPEC[NEGATIVE_FACTOR_AT] * slope
-    # Applied once to the sum.
+    # The values are in this unit; one multiplication of the sum is enough.
     unit = tl.full((), SPEC[NEGATIVE_FACTOR_AT] / SPEC[LAM_AT] * (1.0 if EXACT else LN2), COMPUTE)
     if program < num_main:
-        lane = tl.arange(0, P)
-        group = tl.arange(0, G)
-        total = tl.zeros([G], COMPUTE)
+        lane = tl.arange(0, VECTOR)
+        group = tl.arange(0, GROUPS)
+        total = tl.zeros([GROUPS], COMPUTE)
         tile = program % num_tiles
         residue = (program // num_tiles) % PERIOD
         first_row = ((program // num_tiles) // PERIOD * rows_each * PERIOD + residue).to(tl.int64)
         num_here = tl.minimum(rows_each, ((num_rows - first_row + PERIOD - 1) // PERIOD).to(tl.int32))
-        head = ((P - (first_row * logits_stride) % P) % P).to(tl.int32)
-        whole = (num_labels - head) // P * P
-        start = tile * (G * P)
-        offset = start + group[:, None] * P + lane[None, :]
+        head = ((VECTOR - (first_row * logits_stride) % VECTOR) % VECTOR).to(tl.int32)
+        whole = (num_labels - head) // VECTOR * VECTOR
+        start = tile * (GROUPS * VECTOR)
+        offset = start + group[:, None] * VECTOR + lane[None, :]
         inside = offset < whole
         column = head + offset
         shift = load_shift(bias_ptr + column, inside, SPEC) if HAS_BIAS else 0.0
         inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=1.0) if REBALANCED else 0.0
         label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
-        # Multiples of P, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
-        logits_at = logits_ptr + (first_row * logits_stride + P - 1) // P * P + offset
-        logits_hop = tl.multiple_of(PERIOD * logits_stride, P).to(tl.int64)
+        # Multiples of VECTOR, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
+        logits_at = logits_ptr + (first_row * logits_stride + VECTOR - 1) // VECTOR * VECTOR + offset
+        logits_hop = tl.multiple_of(PERIOD * logits_stride, VECTOR).to(tl.int64)
         gradient_at = logits_at
         gradient_hop = logits_hop
         if WANT_GRADIENT:
-            gradient_at = gradient_ptr + (first_row * gradient_stride + P - 1) // P * P + offset
-            gradient_hop = tl.multiple_of(PERIOD * gradient_stride, P).to(tl.int64)
+            gradient_at = gradient_ptr + (first_row * gradient_stride + VECTOR - 1) // VECTOR * VECTOR + offset
+            gradient_hop = tl.multiple_of(PERIOD * gradient_stride, VECTOR).to(tl.int64)
         if CSR:
             targets_at = tile_offsets_ptr + first_row * (num_tiles + 1) + tile
             targets_hop = PERIOD * (num_tiles + 1)
         elif ALIGNED_TARGETS:
-            targets_at = targets_ptr + (first_row * targets_stride + P - 1) // P * P + offset
-            targets_hop = tl.multiple_of(PERIOD * targets_stride, P).to(tl.int64)
+            targets_at = targets_ptr + (first_row * targets_stride + VECTOR - 1) // VECTOR * VECTOR + offset
+            targets_hop = tl.multiple_of(PERIOD * targets_stride, VECTOR).to(tl.int64)
         else:
             targets_at = targets_ptr + first_row * targets_stride + column
             targets_hop = (PERIOD * targets_stride).to(tl.int64)
@@ -237,7 +240,7 @@ def logits_loss_kernel(
                 has_label = any_label(raw)
             if has_label:
                 if CSR:
-                    y = tile_labels(col_ptr, low, high, head + start, group, lane, P)
+                    y = tile_labels(col_ptr, low, high, head + start, group, lane, VECTOR)
                     z = tl.where(low < 0, float("nan"), z)
                 else:
                     y, z = dense_label(raw, z)
@@ -259,13 +262,13 @@ def logits_loss_kernel(
             targets_at += targets_hop
         subtotal = tl.sum(total)
     else:
-        # Some rows by 2 P lanes: the columns before the first boundary, and those after the last.
+        # Each row has 2 * VECTOR lanes: for the columns before its first boundary and for those after its last.
         index = (program - num_main) * FRINGE + tl.arange(0, FRINGE)
-        rows = (index // (2 * P)).to(tl.int64)
-        which = index % (2 * P)
-        heads = ((P - (rows * logits_stride) % P) % P).to(tl.int32)
-        columns = tl.where(which < P, which, heads + (num_labels - heads) // P * P + which - P)
-        end = tl.where(which < P, heads, num_labels)
+        rows = (index // (2 * VECTOR)).to(tl.int64)
+        which = index % (2 * VECTOR)
+        heads = ((VECTOR - (rows * logits_stride) % VECTOR) % VECTOR).to(tl.int32)
+        columns = tl.where(which < VECTOR, which, heads + (num_labels - heads) // VECTOR * VECTOR + which - VECTOR)
+        end = tl.where(which < VECTOR, heads, num_labels)
         valid = (rows < num_rows) & (columns < end)
         logits = tl.load(logits_ptr + rows * logits_stride + columns, mask=valid, other=float("-inf")).to(COMPUTE)
         if CSR:

@@ -32,7 +32,7 @@ class _Layout(NamedTuple):
     """How rows are cut into tiles; see ``logits_loss_kernel``."""
 
     vector: int
-    group: int
+    groups: int
     period: int
     num_tiles: int
 
@@ -127,8 +127,8 @@ def _row_terms(problem: Problem) -> RowTerms:
             CSR=csr,
             REBALANCED=rebalanced,
             HAS_ROW_SUM=problem.row_sum is not None,
-            TILE=cut.vector * cut.group,
-            P=cut.vector,
+            TILE=cut.vector * cut.groupss,
+            VECTOR=cut.vector,
             BLOCK=64 if csr else 1024,
         )
     return RowTerms(weight_slope, tile_offsets, counters)
@@ -200,8 +200,8 @@ def _launch(
             ALIGNED_TARGETS=dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
             PTX=logits.dtype != torch.float64 and device.has_ptx(logits.device),
             PERIOD=cut.period,
-            P=cut.vector,
-            G=cut.group,
+            VECTOR=cut.vector,
+            GROUPS=cut.groups,
             FRINGE=FRINGE,
             TEAM=TEAM,
             num_warps=1,
