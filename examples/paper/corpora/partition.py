@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 
 import numpy as np
 import torch
+from files import digest
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from settings import integer, setting, size
 
 from corpora.corpus import Corpus, CorpusError, InstanceGroups, PaperCorpus, Split
 from corpora.document_cache import Documents
@@ -20,17 +20,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Partition:
-    """How documents become a corpus.
+    """How documents become a corpus. The parts that the source does not give are drawn at random."""
 
-    validation, test: documents of the parts that the source does not give, drawn at random with ``seed``; below 1 a
-        share of all documents.
-    min_label_count: labels of fewer training documents are dropped.
-    """
-
-    validation: float
-    test: float
-    seed: int
-    min_label_count: int
+    validation: float = setting(MISSING, size, "documents, or below 1 a share of all", flag="validation-size")
+    test: float = setting(MISSING, size, "documents, or below 1 a share of all", flag="test-size")
+    seed: int = setting(MISSING, integer(0), "of drawing validation and test", flag="split-seed")
+    min_label_count: int = setting(MISSING, integer(0), "labels of fewer training documents are dropped")
 
 
 def make_corpus(
@@ -54,12 +49,11 @@ def make_corpus(
     parts = _parts(documents, partition)
     label_names, targets, remarks = _targets(documents, parts["train"], partition.min_label_count)
     splits = {part: Split(documents.dataset.select(rows)["text"], _rows(targets, rows)) for part, rows in parts.items()}
-    identity = json.dumps([documents.fingerprint, asdict(partition)], sort_keys=True)
     return Corpus(
         name=name,
         label_names=label_names,
         **splits,
-        fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        fingerprint=digest([documents.fingerprint, asdict(partition)]),
         head=head,
         tail=tail,
         instance_groups=instance_groups or _thirds(splits["train"].targets),
@@ -74,9 +68,9 @@ def _parts(documents: Documents, partition: Partition) -> dict[str, Rows]:
     total = len(documents.splits)
     parts = {part: np.flatnonzero(documents.splits == part) for part in ("validation", "test")}
     drawn = np.random.default_rng(partition.seed).permutation(np.flatnonzero(~np.isin(documents.splits, list(parts))))
-    for part, size in (("test", partition.test), ("validation", partition.validation)):
+    for part, asked in (("test", partition.test), ("validation", partition.validation)):
         if not len(parts[part]):
-            whole = round(size * total) if size < 1 else round(size)
+            whole = round(asked * total) if asked < 1 else round(asked)
             if not 0 < whole < len(drawn):
                 raise CorpusError(
                     f"--{part}-size: expected one that leaves training documents, got {whole:,} of {len(drawn):,} "
