@@ -7,8 +7,6 @@ Each way is a process of its own, or as many as there are ranks, each with its s
 cannot hold is not begun.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import sys
@@ -23,14 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from fused_balanced_loss import (
-    AdamWUpdate,
-    LabelStatistics,
-    LinearBalancedLoss,
-    LossSpec,
-    SparseTargets,
-    balanced_loss,
-)
+from fused_balanced_loss import AdamWUpdate, LabelStatistics, LinearBalancedLoss, LossSpec, SparseTargets, balanced_loss
 from fused_balanced_loss.label_parallel import LabelParallelLinearLoss
 
 RATE, LABELS_A_SAMPLE, NUM_SAMPLES = 1e-3, 12, 10_000_000

@@ -1,7 +1,5 @@
 """What all commands of the experiments do with a corpus."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

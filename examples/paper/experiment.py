@@ -1,7 +1,5 @@
 """All runs of an experiment: what is recorded is read, the rest is done and recorded."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """The processes of one training under torchrun, and the memory in use."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import resource

@@ -1,7 +1,5 @@
 """Options that all commands of the experiments share."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Mapping, Sequence

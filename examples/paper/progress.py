@@ -1,7 +1,5 @@
 """Progress on the terminal: one line a run, rewritten as it goes on."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any

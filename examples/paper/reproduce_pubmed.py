@@ -14,9 +14,8 @@ from pathlib import Path
 import required_packages
 from command import run_command
 from corpora.bioasq import PARTITION, YEARS, BioasqOptions, load_bioasq
-from corpora.corpus import Corpus
+from corpora.corpus import Corpus, Partition
 from corpora.generated import NUM_ARTICLES, NUM_HEADINGS, write_bioasq
-from corpora.partition import Partition
 from encoders.head import HeadSettings
 from options import WITH_FROZEN, heads, make_parser, parse_options
 from progress import Progress

@@ -9,8 +9,7 @@ import required_packages
 from command import run_command
 from corpora.bioasq import HEAD as PUBMED_HEAD
 from corpora.bioasq import TAIL as PUBMED_TAIL
-from corpora.corpus import Corpus
-from corpora.partition import Partition
+from corpora.corpus import Corpus, Partition
 from corpora.table_files import QUOTING, TableOptions, load_table_files
 from encoders.head import HeadSettings
 from options import heads, make_parser, parse_options

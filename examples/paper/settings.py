@@ -1,7 +1,5 @@
 """Types of command-line arguments that say what was expected, and options that a dataclass of settings describes."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Generated data in the place of Reuters and of a BioASQ file: long-tailed labels, each with words of its own."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """BERT, or another encoder of the hub, fine-tuned as a whole with transformers' Trainer."""
 
-from __future__ import annotations
-
 import gc
 import sys
 import time

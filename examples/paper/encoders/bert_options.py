@@ -1,8 +1,6 @@
 # ruff: noqa: RUF009  setting() makes the fields of a dataclass
 """Settings of the fine-tuning, which are command-line options too; light, so that every command can have them."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import asdict, dataclass, fields, replace

@@ -1,7 +1,5 @@
 """Which checkpoints of Trainer are whole, whenever the process that wrote them was killed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile

@@ -1,7 +1,5 @@
 """What the experiment asks of an encoder, and what it gets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol

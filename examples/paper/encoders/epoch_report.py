@@ -1,7 +1,5 @@
 """What a fine-tuning says after every epoch, and when it stops; all of it read from Trainer's own history."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """A trained head over features that are computed once: TF-IDF, a frozen pretrained encoder's, or both."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property

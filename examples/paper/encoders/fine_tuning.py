@@ -1,7 +1,5 @@
 """transformers' Trainer for one fine-tuning with one of the losses, and the logits of what it has trained."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence

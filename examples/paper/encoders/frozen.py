@@ -1,7 +1,5 @@
 """Mean-pooled features of a pretrained encoder that stays as it is: computed once, resumable, memory-mapped."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

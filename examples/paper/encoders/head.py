@@ -1,7 +1,5 @@
 """A network with one hidden layer over sparse words, dense features or both."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +35,7 @@ class Inputs:
         present = self.words if self.features is None else self.features
         return int(present.shape[0]) if present is not None else 0
 
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Inputs:
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Inputs":
         dense = None if self.features is None else np.require(self.features[rows], requirements=("C", "W"))
         return Inputs(None if self.words is None else self.words[rows], dense)
 

@@ -1,7 +1,5 @@
 """Training of a head with one of the losses, from checkpoint to checkpoint."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

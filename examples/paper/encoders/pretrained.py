@@ -1,7 +1,5 @@
 """Tokenizer, tokens and classifier from a name of the Hugging Face hub or a local folder, or a clear reason why not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

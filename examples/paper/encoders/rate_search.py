@@ -1,7 +1,5 @@
 """The learning rate with the best validation micro-F1, by Trainer's hyperparameter search over Optuna."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

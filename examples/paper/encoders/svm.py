@@ -1,7 +1,5 @@
 """The paper's baseline: one-vs-rest linear SVMs over TF-IDF features, some labels at a time."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """TF-IDF features of a corpus, fitted on its training part, made once and kept as memory-mapped sparse rows."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
