@@ -7,14 +7,12 @@ Each way is a process of its own, or as many as there are ranks, each with its s
 cannot hold is not begun.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from fused_balanced_loss import (
-    AdamWUpdate,
-    LabelStatistics,
-    LinearBalancedLoss,
-    LossSpec,
-    SparseTargets,
-    balanced_loss,
-)
+from fused_balanced_loss import AdamWUpdate, BalancedLoss, LabelStatistics, LinearBalancedLoss, LossSpec, SparseTargets
 from fused_balanced_loss.label_parallel import LabelParallelLinearLoss
 
 RATE, LABELS_A_SAMPLE, NUM_SAMPLES = 1e-3, 12, 10_000_000
@@ -41,6 +32,9 @@ OVERHEAD = 700e6
 # Sizes of the logits that the plain way holds at its peak: logits, targets and what autograd keeps of the formula.
 PLAIN_LOGITS = 14
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+# Options, their defaults and the least that they take.
+OPTIONS = {"labels": (1_000_000, 2), "features": (256, 1), "batch": (128, 1), "steps": (3, 1), "ranks": (1, 1)}
+COLUMNS = ("way", "weights", "gradient", "optimizer", "logits", "peak measured", "s a step", "last loss")
 
 
 class Way(NamedTuple):
@@ -53,11 +47,24 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "plain": Way("F.linear, the loss in PyTorch operators, torch.optim.AdamW", fused=False),
+    "plain": Way("nn.Linear, the loss in PyTorch operators, torch.optim.AdamW", fused=False),
     "fused": Way("LinearBalancedLoss, torch.optim.AdamW"),
     "update": Way("LinearBalancedLoss with AdamW in its backward", update="float32"),
     "update-bfloat16": Way("the same, bfloat16, one second moment a label", update="row", dtype=torch.bfloat16),
 }
+
+
+class PlainClassifier(nn.Module):
+    """Logits and the loss of them, as PyTorch does it."""
+
+    def __init__(self, statistics: LabelStatistics, num_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, statistics.num_labels)
+        self.loss = BalancedLoss(SPEC, statistics, impl="reference")
+
+    def forward(self, features: Tensor, targets: SparseTargets) -> Tensor:
+        value: Tensor = self.loss(self.linear(features), targets.to_dense())
+        return value
 
 
 def account(name: str, num_labels: int, num_features: int, batch: int, ranks: int = 1) -> dict[str, float]:
@@ -86,40 +93,6 @@ def available_memory() -> float | None:
     return min(found) if found else None
 
 
-def make_step(
-    way: Way, statistics: LabelStatistics, num_features: int, mesh: DeviceMesh | None
-) -> Callable[[Tensor, SparseTargets], Tensor]:
-    """A step of training, which returns the loss."""
-    update = AdamWUpdate(RATE, state=way.update) if way.update else None
-    module: nn.Module = nn.Linear(num_features, statistics.num_labels) if not way.fused else nn.Identity()
-    value_of: Callable[[Tensor, SparseTargets], Tensor]
-    if not way.fused:
-        linear = module
-
-        def value_of(features: Tensor, targets: SparseTargets) -> Tensor:
-            return balanced_loss(
-                linear(features), targets.to_dense(), spec=SPEC, statistics=statistics, impl="reference"
-            )
-
-    elif mesh is None:
-        module = value_of = LinearBalancedLoss(SPEC, statistics, num_features, dtype=way.dtype, update=update)
-    else:
-        module = value_of = LabelParallelLinearLoss(
-            SPEC, statistics, num_features, mesh, dtype=way.dtype, update=update
-        )
-    optimizer = None if update else torch.optim.AdamW(module.parameters(), RATE, fused=True)
-
-    def step(features: Tensor, targets: SparseTargets) -> Tensor:
-        value = value_of(features, targets)
-        value.backward()
-        if optimizer is not None:
-            optimizer.step()
-            optimizer.zero_grad()
-        return value.detach()
-
-    return step
-
-
 def train(
     name: str, labels: int, features: int, batch: int, steps: int, mesh: DeviceMesh | None = None
 ) -> dict[str, float]:
@@ -128,35 +101,50 @@ def train(
     With ``mesh`` the labels are sharded over its ranks, which all call this.
     """
     torch.manual_seed(0)
-    speaks = mesh is None or mesh.get_rank() == 0
-    # The ranks share their batches, whatever else they draw.
-    generator = torch.Generator().manual_seed(1)
+    way = WAYS[name]
     # A long tail: the k-th label has a share of the samples that falls as 1 / k.
     share = 1 / torch.arange(1, labels + 1, dtype=torch.float64)
     counts = (NUM_SAMPLES * LABELS_A_SAMPLE * share / share.sum()).ceil().clamp(max=NUM_SAMPLES - 1).long()
-    step = make_step(WAYS[name], LabelStatistics.from_counts(counts, NUM_SAMPLES), features, mesh)
+    statistics = LabelStatistics.from_counts(counts, NUM_SAMPLES)
+    options: dict[str, Any] = {
+        "dtype": way.dtype,
+        "update": AdamWUpdate(RATE, state=way.update) if way.update else None,
+    }
+    if not way.fused:
+        module: nn.Module = PlainClassifier(statistics, features)
+    elif mesh is None:
+        module = LinearBalancedLoss(SPEC, statistics, features, **options)
+    else:
+        module = LabelParallelLinearLoss(SPEC, statistics, features, mesh, **options)
+    optimizer = None if way.update else torch.optim.AdamW(module.parameters(), RATE, fused=True)
+    # The ranks share their batches, whatever else they draw.
+    generator = torch.Generator().manual_seed(1)
     loss = seconds = float("nan")
     for number in range(1, steps + 1):
-        inputs = torch.randn(batch, features, generator=generator).to(WAYS[name].dtype)
+        inputs = torch.randn(batch, features, generator=generator).to(way.dtype)
         uniform = torch.rand(batch, LABELS_A_SAMPLE, dtype=torch.float64, generator=generator)
         ids = (labels**uniform).long() - 1
         targets = SparseTargets.from_lists([sorted(set(row.tolist())) for row in ids], labels)
         start = time.perf_counter()
-        loss = step(inputs, targets).item()
-        elapsed = time.perf_counter() - start
+        value = module(inputs, targets)
+        value.backward()
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+        loss, elapsed = value.item(), time.perf_counter() - start
         # The first step includes compilation and first touches of memory.
         seconds = elapsed if number <= 2 else min(seconds, elapsed)
-        if speaks:
+        if mesh is None or mesh.get_rank() == 0:
             print(f"{name}: step {number}/{steps}: loss {loss:.4g}, {elapsed:.2f} s", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"peak": peak, "seconds": seconds, "loss": loss}
 
 
-def run_apart(name: str, sizes: tuple[int, int, int, int], ranks: int) -> dict[str, float]:
+def run_apart(name: str, sizes: Sequence[int], ranks: int) -> dict[str, float]:
     """What ``train`` returns in processes of its own, with the highest peak of them.
 
     Raises:
-        ProcessExitedException, ProcessRaisedException: where one of them failed or was killed.
+        ProcessExitedException, ProcessRaisedException: where one of them was killed or failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, (name, sizes, ranks, folder), nprocs=ranks)
@@ -164,44 +152,44 @@ def run_apart(name: str, sizes: tuple[int, int, int, int], ranks: int) -> dict[s
     return {**results[0], "peak": max(result["peak"] for result in results)}
 
 
-def _work(rank: int, name: str, sizes: tuple[int, int, int, int], ranks: int, folder: str) -> None:
+def _work(rank: int, name: str, sizes: Sequence[int], ranks: int, folder: str) -> None:
     mesh = None
     if ranks > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
         meeting = Path(folder, "meeting").as_uri()
         torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
         mesh = init_device_mesh("cpu", (ranks,))
-    torch.save(train(name, *sizes, mesh), Path(folder, f"{rank}.pt"))
+    labels, features, batch, steps = sizes
+    torch.save(train(name, labels, features, batch, steps, mesh), Path(folder, f"{rank}.pt"))
     if ranks > 1:
         torch.distributed.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    least = {"labels": 2, "features": 1, "batch": 1, "steps": 1, "ranks": 1}
-    for option, default in (("labels", 1_000_000), ("features", 256), ("batch", 128), ("steps", 3), ("ranks", 1)):
+    for option, (default, _) in OPTIONS.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS)[:3], help="default: the first three")
     options = parser.parse_args(arguments)
-    for option, smallest in least.items():
-        if getattr(options, option) < smallest:
-            parser.error(f"argument --{option}: expected at least {smallest}, got {getattr(options, option)}")
-    sizes = options.labels, options.features, options.batch
-    print(f"{options.labels:,} labels, {options.features} features, batches of {options.batch}, {options.steps} steps")
+    for option, (_, least) in OPTIONS.items():
+        if getattr(options, option) < least:
+            parser.error(f"argument --{option}: expected at least {least}, got {getattr(options, option)}")
+    sizes, ranks = (options.labels, options.features, options.batch), options.ranks
+    print("{:,} labels, {} features, batches of {}, {} steps".format(*sizes, options.steps))
     rows, status = [], REFUSED
     for way in dict.fromkeys(options.ways):
-        if options.ranks > 1 and not WAYS[way].fused:
+        if ranks > 1 and not WAYS[way].fused:
             print(f"{way}: left out: its labels cannot be sharded")
             continue
-        needs, available = account(way, *sizes, options.ranks), available_memory()
+        needs, available = account(way, *sizes, ranks), available_memory()
         rows.append([way, *(f"{value / GB:.2f}" for value in needs.values()), "", "", ""])
-        needed = options.ranks * (sum(needs.values()) + OVERHEAD)
+        needed = ranks * (sum(needs.values()) + OVERHEAD)
         if available is not None and needed > available:
             print(f"{way}: not begun: needs about {needed / GB:.1f} GB, {available / GB:.1f} GB are available")
             continue
         print(f"{way}: {WAYS[way].description}")
         try:
-            result = run_apart(way, (*sizes, options.steps), options.ranks)
+            result = run_apart(way, (*sizes, options.steps), ranks)
         except KeyboardInterrupt:
             print("\nInterrupted.", file=sys.stderr)
             status = INTERRUPTED
@@ -214,12 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         rows[-1][-3:] = f"{result['peak'] / GB:.2f}", f"{result['seconds']:.2f}", f"{result['loss']:.3g}"
         status = 0 if status == REFUSED else status
-    head = ["way", *account("plain", 1, 1, 1), "peak measured", "s a step", "last loss"]
     print("\nMemory in GB: what each way holds at its peak, computed, and the process's high-water mark.")
-    for row in (head, *rows):
-        print(
-            f"{row[0]:<16}" + "".join(f"{cell:>{len(name) + 2}}" for cell, name in zip(row[1:], head[1:], strict=True))
-        )
+    for way, *cells in (COLUMNS, *rows):
+        print(f"{way:<16}" + "".join(f"{cell:>{len(name) + 2}}" for cell, name in zip(cells, COLUMNS[1:], strict=True)))
     return status
 
 

@@ -1,7 +1,6 @@
 """What all commands of the experiments do with a corpus."""
 
-from __future__ import annotations
-
+import argparse
 import os
 import shlex
 import sys
@@ -11,13 +10,11 @@ from collections.abc import Callable
 import torch
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import EncoderError
-from encoders.memory import describe_memory
-from encoders.processes import is_main, number_of_processes
 from experiment import Experiment
 from files import CacheError
-from options import Options
+from machine import describe_memory, is_main, number_of_processes
 from progress import Progress
-from records import KINDS, RecordError, RecordStore
+from records import KINDS, RecordError
 from report.corpus_figures import corpus_sizes, write_corpus_figures
 from report.document import make_report, tables_text
 from report.tables import corpus_table
@@ -25,7 +22,7 @@ from report.tables import corpus_table
 FAILED, INTERRUPTED = 1, 130
 
 
-def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
+def run_command(options: argparse.Namespace, load: Callable[[Progress], Corpus]) -> int:
     """Loads the corpus, does all runs and prints the paper's tables; the exit code."""
     if not options.encoder.distributed and number_of_processes() > 1:
         if not is_main():
@@ -41,7 +38,7 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
         notice = corpus.notice
         if notice:
             progress.note(notice)
-        return _run(corpus, options, progress)
+        return _run(Experiment(corpus, options, progress))
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -61,17 +58,9 @@ def run_command(options: Options, load: Callable[[Progress], Corpus]) -> int:
             progress.note(notice)
 
 
-def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
+def _run(experiment: Experiment) -> int:
+    corpus, options, progress = experiment.corpus, experiment.options, experiment.progress
     start = time.perf_counter()
-    experiment = Experiment(
-        corpus,
-        options.encoder,
-        options.plan,
-        RecordStore(options.output / "records", warn=progress.warn),
-        options.output / "work",
-        options.cache,
-        progress,
-    )
     if not is_main():
         experiment.run_missing()
         return 0
@@ -87,8 +76,7 @@ def _run(corpus: Corpus, options: Options, progress: Progress) -> int:
     except (RecordError, EncoderError, CacheError, OSError) as error:
         failure = f"error: {error}"
     progress.note("")
-    tables = tables_text(experiment.records(), corpus.paper)
-    if tables:
+    if tables := tables_text(experiment.records(), corpus.paper):
         print(f"{tables}\n")
     if failure:
         print(failure, file=sys.stderr, flush=True)

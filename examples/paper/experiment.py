@@ -1,33 +1,29 @@
 """All runs of an experiment: what is recorded is read, the rest is done and recorded."""
 
-from __future__ import annotations
-
+import argparse
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import fmean
 
 import torch
 from corpora.corpus import Corpus
 from encoders.encoder import Encoder
-from encoders.memory import describe_memory
-from encoders.processes import is_main
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
 from encoders.tfidf import SVM_TFIDF, tfidf_features
 from files import Json
+from machine import describe_memory, is_main
 from progress import Progress
 from records import KINDS, RecordStore
 
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec
 from fused_balanced_loss.metrics import PAPER_THRESHOLDS
-from fused_balanced_loss.spec import Convention
 
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
 
@@ -41,28 +37,18 @@ def versions() -> Json:
     return found
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which runs. mu: the rebalancing's midpoint, None for the corpus' own. jobs: processes of the SVM."""
-
-    methods: Sequence[str]
-    seeds: int
-    convention: Convention
-    mu: float | None
-    jobs: int
-
-
 @dataclass
 class Experiment:
-    """work: folder of checkpoints, one folder a run, removed when it is recorded. cache: folder of features."""
+    """All runs that ``options`` ask for; checkpoints lie in ``work`` below the output, one folder a run, until it is
+    recorded."""
 
     corpus: Corpus
-    encoder: Encoder
-    plan: Plan
-    store: RecordStore
-    work: Path
-    cache: Path
+    options: argparse.Namespace
     progress: Progress
+
+    def __post_init__(self) -> None:
+        self.encoder: Encoder = self.options.encoder
+        self.store = RecordStore(self.options.output / "records", self.progress.warn)
 
     def run_missing(self) -> None:
         """Does and records every run without a record; may be interrupted at any time.
@@ -78,8 +64,7 @@ class Experiment:
             self.encoder.prepare(self.corpus, self.progress.say)
             self.progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
         for number, (method, seed) in enumerate(runs, 1):
-            name = method if method == "SVM" else f"{method} seed {seed}"
-            self.progress.start(f"[{number}/{len(runs)}] {name}")
+            self.progress.start(f"[{number}/{len(runs)}] " + (method if method == "SVM" else f"{method} seed {seed}"))
             if missing[method, seed]:
                 self._run(method, seed)
             else:
@@ -99,36 +84,33 @@ class Experiment:
         return {kind: fmean(total[kind] for total in totals) for kind in KINDS} if totals else {}
 
     def _runs(self) -> Iterator[tuple[str, int]]:
-        for seed in range(self.plan.seeds):
-            for method in self.plan.methods:
+        for seed in range(self.options.seeds):
+            for method in self.options.methods:
                 if method != "SVM" or seed == 0:
                     yield method, seed
 
     def _run(self, method: str, seed: int) -> None:
-        settings = self._settings(method, seed)
-        folder = self.work / self.store.stem(settings)
+        options, progress, settings = self.options, self.progress, self._settings(method, seed)
+        folder = options.output / "work" / self.store.stem(settings)
         epochs: list[Json] = []
 
         def report(epoch: Json) -> None:
-            if not is_main():
-                return
-            epochs.append(epoch)
-            self.store.save_running(settings, versions(), epochs)
-            self.progress.epoch(epoch, self.encoder.num_epochs)
+            if is_main():
+                epochs.append(epoch)
+                self.store.save_running(settings, versions(), epochs)
+                progress.epoch(epoch, self.encoder.num_epochs)
 
-        if method == "SVM":
-            if not is_main():
-                return
-            features = tfidf_features(self.corpus, SVM_TFIDF, self.cache, self.progress.say, self.progress.warn)
-            result = run_svm(self.corpus, features, folder, self.plan.jobs, self.progress.say)
-        else:
+        if method != "SVM":
             result = self.encoder.run(self.corpus, self._spec(method), seed, folder, report)
+        elif is_main():
+            features = tfidf_features(self.corpus, SVM_TFIDF, options.cache, progress.say, progress.warn)
+            result = run_svm(self.corpus, features, folder, options.threads, progress.say)
         if not is_main():
             return
         self.store.save_done(settings, versions(), epochs, result)
         shutil.rmtree(folder, ignore_errors=True)
         total, tail = result["test"]["total"], result["test"]["tail"]
-        self.progress.finish(
+        progress.finish(
             f"test micro/macro-F1 {100 * total['micro']:.2f}/{100 * total['macro']:.2f}, "
             f"tail {100 * tail['micro']:.2f}/{100 * tail['macro']:.2f}, {result['seconds']:.0f} s, "
             f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB"
@@ -136,15 +118,15 @@ class Experiment:
 
     @cached_property
     def mu(self) -> float:
-        """Of a corpus of one's own the one that its training part suggests."""
-        if self.plan.mu is not None:
-            return self.plan.mu
+        """Midpoint of the rebalanced weights: of a corpus of one's own the one that its training part suggests."""
+        if self.options.mu is not None:
+            return float(self.options.mu)
         if self.corpus.paper is not None:
             return LossSpec.preset("DB", corpus=self.corpus.paper).mu
         return round(self.corpus.statistics.suggest_mu(self.corpus.train.targets), 4)
 
     def _spec(self, method: str) -> LossSpec:
-        spec = LossSpec.preset(method, corpus=self.corpus.paper or "reuters", convention=self.plan.convention)
+        spec = LossSpec.preset(method, corpus=self.corpus.paper or "reuters", convention=self.options.convention)
         return spec.replace(mu=self.mu) if spec.weighting == "rebalanced" else spec
 
     def _settings(self, method: str, seed: int) -> Json:
@@ -162,7 +144,7 @@ class Experiment:
             **common,
             "encoder": self.encoder.name,
             **self.encoder.settings,
-            "convention": self.plan.convention,
+            "convention": self.options.convention,
             "loss": asdict(self._spec(method)),
             "thresholds": PAPER_THRESHOLDS.tolist(),
         }

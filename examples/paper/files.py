@@ -1,7 +1,5 @@
 """Files and folders that are whole or not there, and arrays that are filled step by step."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

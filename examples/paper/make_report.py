@@ -1,7 +1,5 @@
 """Turns folders of records into the paper's tables and figures, with the paper's numbers beside ours."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Makes the report of the runs in some folders: Tables 1 to 3, the ablation and the error analysis "
         "of Huang et al. (EMNLP 2021) as Markdown and LaTeX, Figures 2 and 3 as PNG and PDF, and where the figures "
-        "agree with the paper. Runs are compared within a corpus, an encoder and a convention.",
+        "agree with the paper. Runs are compared within a corpus, an encoder and a convention."
     )
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="folder of an experiment, or one that holds several"

@@ -1,12 +1,12 @@
 """Progress on the terminal: one line a run, rewritten as it goes on."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any
 
-from encoders.processes import is_main
+from machine import is_main
+from rich.console import Console
+from rich.text import Text
 
 # Without a terminal a line of progress is printed now and then.
 QUIET_SECONDS = 30.0
@@ -16,22 +16,22 @@ class Progress:
     """Lines such as ``[3/9] DB seed 0  epoch 12/20  validation micro-F1 91.32``."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stdout.isatty()
-        self.silent = not is_main()
+        # What is printed may hold any text, such as a label's name: nothing in it is markup.
+        self.console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, quiet=not is_main())
+        self.status = self.console.status("")
         self.name = ""
         self.last = time.monotonic()
 
     def start(self, name: str) -> None:
         self.name = f"{name:<20} "
-        if self.terminal:
+        if self.console.is_terminal:
             self.say("...")
 
     def say(self, text: str) -> None:
         """A line that the next one replaces."""
-        if self.silent:
-            return
-        if self.terminal:
-            print(f"\r\x1b[2K{self.name}{text}", end="", flush=True)
+        if self.console.is_terminal and is_main():
+            self.status.update(Text(self.name + text))
+            self.status.start()
         elif time.monotonic() - self.last > QUIET_SECONDS:
             self._print(text)
 
@@ -40,25 +40,18 @@ class Progress:
 
     def finish(self, text: str) -> None:
         """A line that stays."""
-        if self.silent:
-            return
-        if self.terminal:
-            print("\r\x1b[2K", end="")
+        self.status.stop()
         self._print(text)
         self.name = ""
 
     def note(self, text: str) -> None:
         """A line of its own, whatever was going on."""
-        if self.terminal and self.name:
-            print("\r\x1b[2K", end="")
         self.name = ""
         self.finish(text)
 
     def warn(self, text: str) -> None:
-        if self.terminal:
-            print("\r\x1b[2K", end="", flush=True)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
-        print(f"{self.name}{text}", flush=True)
+        self.console.print(self.name + text)
         self.last = time.monotonic()

@@ -1,7 +1,5 @@
 """Results kept one JSON file each, written as they come, so that an interrupted run goes on where it stopped."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -7,26 +7,24 @@ validation micro-F1. TUNING.md says how the cheaper encoders' settings were chos
 published practice differ.
 """
 
-from __future__ import annotations
-
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import required_packages  # noqa: F401  it says what is not installed
-from argument_types import integer
 from command import run_command
 from corpora.corpus import Corpus
-from corpora.generated_reuters import MIN_DOCUMENTS, NUM_DOCUMENTS, generate_corpus
+from corpora.generated import MIN_DOCUMENTS, NUM_DOCUMENTS, generate_corpus
 from corpora.reuters import ReutersUnavailableError, load_reuters
 from encoders.head import HeadSettings
-from options import Options, make_parser, parse_options
+from options import heads, make_parser, parse_options
+from settings import integer
 
-WITH_FROZEN = HeadSettings(learning_rate=3e-3, dropout=0.3)
-HEADS = {"tfidf": HeadSettings(), "frozen": WITH_FROZEN, "frozen+tfidf": WITH_FROZEN}
+HEADS = heads(HeadSettings())
 
 
-def reuters_options(arguments: Sequence[str] | None = None) -> Options:
+def reuters_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(
         "Trains on Reuters-21578 with each of the eight losses of Huang et al. (EMNLP 2021), and an SVM, and prints "
         "the paper's tables with our figures and the paper's. Reuters comes from NLTK (set NLTK_DATA where it lies "
@@ -34,22 +32,20 @@ def reuters_options(arguments: Sequence[str] | None = None) -> Options:
         Path("runs/reuters"),
     )
     parser.add_argument("--generated", action="store_true", help="use the generated corpus even where Reuters is there")
-    parser.add_argument(
-        "--documents", type=integer(MIN_DOCUMENTS), default=NUM_DOCUMENTS, help="size of the generated corpus"
-    )
-    parser.set_defaults(paper_model="bert-base-cased")
+    text = "size of the generated corpus"
+    parser.add_argument("--documents", type=integer(MIN_DOCUMENTS), default=NUM_DOCUMENTS, help=text)
     return parse_options(parser, arguments, HEADS)
 
 
-def choose_corpus(options: Options) -> Corpus:
+def choose_corpus(options: argparse.Namespace) -> Corpus:
     """Reuters, or, on request and where it is not to be had, the generated corpus."""
     reason = "asked for by --generated"
-    if not options.own.generated:
+    if not options.generated:
         try:
             return load_reuters()
         except ReutersUnavailableError as error:
             reason = f"Reuters is not available: {error}"
-    return generate_corpus(f"GENERATED DATA: the figures are NOT on Reuters ({reason})", options.own.documents)
+    return generate_corpus(f"GENERATED DATA: the figures are NOT on Reuters ({reason})", options.documents)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

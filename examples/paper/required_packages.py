@@ -1,7 +1,5 @@
 """Packages of the extra ``examples``: what is not installed is said before anything long begins."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

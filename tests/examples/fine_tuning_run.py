@@ -15,7 +15,7 @@ import torch
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings
 from encoders.epoch_report import EpochReport
-from encoders.processes import is_main
+from machine import is_main
 from tiny_bert import tiny_corpus
 
 from fused_balanced_loss import LossSpec

@@ -16,10 +16,8 @@ for package in ("datasets", "ijson", "scipy", "sklearn"):
 
 from corpora import document_cache  # noqa: E402
 from corpora.bioasq import BioasqOptions, load_bioasq, read_articles  # noqa: E402
-from corpora.corpus import CorpusError  # noqa: E402
-from corpora.generated_bioasq import write_bioasq  # noqa: E402
-from corpora.generated_reuters import generate_corpus  # noqa: E402
-from corpora.partition import Partition  # noqa: E402
+from corpora.corpus import CorpusError, Partition  # noqa: E402
+from corpora.generated import generate_corpus, write_bioasq  # noqa: E402
 from corpora.table_files import TableOptions, load_table_files  # noqa: E402
 from files import CacheError, cached  # noqa: E402
 from places import SHARED  # noqa: E402

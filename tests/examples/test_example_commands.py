@@ -22,7 +22,7 @@ import reproduce_pubmed  # noqa: E402
 import reproduce_reuters  # noqa: E402
 import run_corpus  # noqa: E402
 from corpora import reuters  # noqa: E402
-from corpora.generated_reuters import generate_corpus  # noqa: E402
+from corpora.generated import generate_corpus  # noqa: E402
 from encoders import feature_encoder  # noqa: E402
 from places import PAPER, ROOT  # noqa: E402
 from progress import Progress  # noqa: E402
@@ -252,7 +252,7 @@ def test_own_corpus_without_a_header(tmp_path, capsys):
     arguments += ["--tail", "1", "--output", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
     assert run_corpus.main(arguments) == 0
     assert "own: 40 documents (32 train, 4 validation, 4 test), 3 labels" in capsys.readouterr().out
-    options = run_corpus.corpus_options([*arguments, "--text-field", "3"]).own
+    options = run_corpus.corpus_options([*arguments, "--text-field", "3"])
     assert (options.text_field, options.label_field) == ("3", "2")
 
 
@@ -380,9 +380,7 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
 
     def settings(*arguments):
         options = reproduce_reuters.reuters_options([*arguments, *folders])
-        store = RecordStore(tmp_path, print)
-        whole = experiment.Experiment(corpus, options.encoder, options.plan, store, tmp_path, tmp_path, Progress())
-        return whole._settings("DB", 0)
+        return experiment.Experiment(corpus, options, Progress())._settings("DB", 0)
 
     default = settings()
     assert default["training"] == dataclasses.asdict(reproduce_reuters.HEADS["tfidf"])

@@ -14,7 +14,7 @@ for package in ("joblib", "scipy", "sklearn", "transformers"):
 
 from agreement import assert_alike  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
-from corpora.generated_reuters import generate_corpus  # noqa: E402
+from corpora.generated import generate_corpus  # noqa: E402
 from encoders import frozen, head_training  # noqa: E402
 from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402

@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 
 from agreement import assert_alike
 from corpora.corpus import Split
-from encoders import bert, fine_tuning, pretrained, tokens
+from encoders import bert, fine_tuning, pretrained
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings, add_bert_options, bert_settings
 from encoders.checkpoints import newest_checkpoint, read_state
@@ -312,7 +312,7 @@ def test_tokens_are_made_once_and_by_what_makes_them(encoder, tmp_path):
 
     def make(corpus=corpus, max_length=16):
         said.clear()
-        return tokens.tokenize(corpus, tokenizer, max_length, tmp_path, said.append, warned.append)
+        return pretrained.tokenize(corpus, tokenizer, max_length, tmp_path, said.append, warned.append)
 
     first = make()
     assert said and first["train"][3] == {

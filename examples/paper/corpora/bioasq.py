@@ -1,7 +1,5 @@
 """PubMed articles with their MeSH headings from a BioASQ JSON file, plain or gzipped, in one pass of flat memory."""
 
-from __future__ import annotations
-
 import codecs
 import io
 import re
@@ -11,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from corpora.corpus import Corpus, CorpusError
+from corpora.corpus import Corpus, CorpusError, Partition, make_corpus
 from corpora.document_cache import Document, Documents, Remarks, cached_documents, clean_labels, open_binary
-from corpora.partition import Partition, make_corpus
 
 # Huang et al., EMNLP 2021, section 4.1 and Table 3.
 YEARS = (2020, 2021)

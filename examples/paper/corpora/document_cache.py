@@ -1,7 +1,5 @@
 """Documents parsed once and kept as Arrow, whatever their size: memory holds their label ids, never their texts."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -51,7 +49,7 @@ class Documents:
         remarks: what reading left out or changed, with how often.
     """
 
-    dataset: Dataset
+    dataset: "Dataset"
     crow: NDArray[np.int64]
     col: NDArray[np.int64]
     label_names: list[str]

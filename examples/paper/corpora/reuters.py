@@ -1,7 +1,6 @@
 """Reuters-21578 (ApteMod, 90 labels) from NLTK."""
 
-from __future__ import annotations
-
+import hashlib
 import io
 import socket
 import zipfile
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 
 from sklearn.model_selection import train_test_split
 
-from corpora.corpus import Corpus, Split, hash_documents
+from corpora.corpus import Corpus, Split
 from fused_balanced_loss import SparseTargets
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, NUM_LABELS = 7769, 1000, 3019, 90
@@ -33,36 +32,34 @@ def load_reuters() -> Corpus:
         ReutersUnavailableError: saying why.
     """
     try:
+        try:
+            return _read()
+        except LookupError:
+            _download()
         return _read()
     except ImportError as error:
         raise ReutersUnavailableError(f"nltk cannot be imported ({error})") from error
-    except LookupError:
-        _download()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ReutersUnavailableError(f"NLTK's copy cannot be read: {error}") from error
-    try:
-        return _read()
     except (LookupError, OSError, zipfile.BadZipFile) as error:
-        raise ReutersUnavailableError("the downloaded copy cannot be read") from error
+        raise ReutersUnavailableError(f"NLTK's copy cannot be read: {error}") from error
 
 
 def make_reuters(
     name: str, label_names: Sequence[str], train: Documents, test: Documents, size: int, notice: str | None = None
 ) -> Corpus:
     """Corpus with ``size`` of the training documents, texts and label ids, held out by the published split."""
-    num_labels = len(label_names)
-    parts = train_test_split(*train, test_size=size, random_state=VALIDATION_SEED)
-    documents = ((parts[0], parts[2]), (parts[1], parts[3]), test)
-    train_part, validation_part, test_part = (
-        Split(texts, SparseTargets.from_lists(ids, num_labels)) for texts, ids in documents
-    )
+    texts, held_out, ids, held_out_ids = train_test_split(*train, test_size=size, random_state=VALIDATION_SEED)
+    documents = ((texts, ids), (held_out, held_out_ids), test)
+    hashed = hashlib.sha256("\n".join(label_names).encode())
+    for text, labels in (row for part in documents for row in zip(*part, strict=True)):
+        hashed.update(f"{list(labels)}{text}".encode("utf-8", "surrogatepass"))
+    splits = [Split(texts, SparseTargets.from_lists(ids, len(label_names))) for texts, ids in documents]
     return Corpus(
         name,
         label_names,
-        train_part,
-        validation_part,
-        test_part,
-        fingerprint=hash_documents(label_names, (row for part in documents for row in zip(*part, strict=True))),
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
+        fingerprint=hashed.hexdigest()[:16],
         head=HEAD,
         tail=TAIL,
         instance_groups=INSTANCE_GROUPS,
@@ -83,26 +80,25 @@ def _read() -> Corpus:
         return [reuters.raw(file) for file in files], ids
 
     train, test = documents("training/"), documents("test/")
-    if (len(train[0]), len(test[0]), len(names)) != (NUM_TRAIN, NUM_TEST, NUM_LABELS):
-        raise ReutersUnavailableError(
-            f"NLTK's copy has {len(train[0])} training and {len(test[0])} test documents and {len(names)} labels, "
-            f"expected {NUM_TRAIN}, {NUM_TEST} and {NUM_LABELS}"
-        )
+    found, expected = (len(train[0]), len(test[0]), len(names)), (NUM_TRAIN, NUM_TEST, NUM_LABELS)
+    if found != expected:
+        numbers = "{} training and {} test documents and {} labels"
+        raise ReutersUnavailableError(f"NLTK's copy has {numbers.format(*found)}, expected {numbers.format(*expected)}")
     return make_reuters("Reuters-21578", names, train, test, NUM_VALIDATION)
 
 
 def _download() -> None:
     import nltk
 
-    messages = io.StringIO()
     timeout = socket.getdefaulttimeout()
     # NLTK has no timeout of its own, and a blocked network may never answer.
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    reason = ""
     try:
-        done = nltk.download("reuters", quiet=True, print_error_to=messages)
+        done = nltk.download("reuters", quiet=True, print_error_to=io.StringIO())
     except (OSError, ValueError) as error:
-        raise ReutersUnavailableError(f"not installed, and the download failed: {error}") from error
+        done, reason = False, f": {error}"
     finally:
         socket.setdefaulttimeout(timeout)
     if not done:
-        raise ReutersUnavailableError("not installed, and the download failed")
+        raise ReutersUnavailableError(f"not installed, and the download failed{reason}")

@@ -1,7 +1,5 @@
 """A corpus of one's own: JSON Lines, CSV or TSV files of texts and labels, plain or gzipped."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -14,9 +12,8 @@ from typing import IO, Any, Literal
 
 from files import Say
 
-from corpora.corpus import Corpus, CorpusError
+from corpora.corpus import Corpus, CorpusError, Partition, make_corpus
 from corpora.document_cache import Document, Remarks, cached_documents, clean_labels, open_binary
-from corpora.partition import Partition, make_corpus
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")

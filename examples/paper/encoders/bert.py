@@ -1,35 +1,29 @@
 """BERT, or another encoder of the hub, fine-tuned as a whole with transformers' Trainer."""
 
-from __future__ import annotations
-
 import gc
-import hashlib
-import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from corpora.corpus import Corpus
+from files import Json, Say, digest
+from machine import from_main, is_main, peak_memory, wait_for_all
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from encoders.bert_options import BertSettings
 from encoders.checkpoints import newest_checkpoint, read_state
-from encoders.encoder import Json, Report
+from encoders.encoder import Report
 from encoders.epoch_report import EpochReport, StepBar, TrialReport, epochs_of, is_over
 from encoders.fine_tuning import FineTuning, device_precision, explained_failures, load_weights, logits_of, model_of
 from encoders.frozen import model_name
-from encoders.memory import peak_memory
-from encoders.pretrained import load_tokenizer, quiet
-from encoders.processes import from_main, is_main, wait_for_all
+from encoders.pretrained import load_tokenizer, quiet, tokenize
 from encoders.rate_search import NAME, search_learning_rate
 from encoders.scoring import score_test, score_validation
-from encoders.tokens import tokenize
 from fused_balanced_loss import LossSpec
 
 # The search is one for all seeds of a loss.
@@ -49,7 +43,7 @@ class BertEncoder:
     model: str
     asked: BertSettings
     cache: Path
-    say: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    say: Say = field(default=lambda text: None, repr=False)
 
     distributed = True
 
@@ -70,7 +64,7 @@ class BertEncoder:
     def _settings(self) -> BertSettings:
         return replace(self.asked, precision=device_precision()) if self.asked.precision == "auto" else self.asked
 
-    def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
+    def prepare(self, corpus: Corpus, say: Say) -> None:
         settings = self._settings
         self.say = say
         tokenizer = load_tokenizer(self.model, settings.max_length)
@@ -78,18 +72,13 @@ class BertEncoder:
         self.tuning = FineTuning(corpus, tokens, tokenizer, self.model, settings)
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        settings, folder = self._settings, folder.resolve()
+        settings, folder, tokens = self._settings, folder.resolve(), self.tuning.tokens
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         search = self._search(corpus, spec) if settings.learning_rate is None else []
         rate = search[0][NAME] if settings.learning_rate is None else settings.learning_rate
-        callbacks = [
-            EpochReport(settings.patience, settings.checkpoint_steps, report, self._log(folder.name)),
-            StepBar(folder.name),
-            *self._tensorboard(folder.name),
-        ]
-        trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, callbacks)
+        trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
         newest, epochs, best = _progress(folder)
         for epoch in epochs if is_main() else ():
             report(epoch)
@@ -100,13 +89,13 @@ class BertEncoder:
         start = time.perf_counter()
         load_weights(trainer, best)
         self._keep(trainer, folder.name)
-        validation = score_validation(corpus, logits_of(trainer, self.tuning.tokens["validation"]))
+        validation = score_validation(corpus, logits_of(trainer, tokens["validation"]))
         scores = [epoch["micro_f1"] for epoch in epochs]
         result = {
             "best_epoch": 1 + scores.index(max(scores)),
             "threshold": validation.threshold,
             "validation": validation.scores,
-            **score_test(corpus, logits_of(trainer, self.tuning.tokens["test"]), validation.threshold),
+            **score_test(corpus, logits_of(trainer, tokens["test"]), validation.threshold),
             "learning_rate": rate,
             "search": search,
             "seconds": epochs[-1]["seconds"] + time.perf_counter() - start,
@@ -121,20 +110,32 @@ class BertEncoder:
 
     def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:
         """The search's results, best first: found, or made."""
-        settings = self._settings
-        made_of = {
-            "corpus": corpus.fingerprint,
-            "model": self.name,
-            "loss": asdict(spec),
-            "training": {**settings.as_json(), "epochs": None, "patience": None},
-        }
-        name = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-        folder = (self.cache / f"search-{name}").resolve()
-        callbacks = [TrialReport(self.say, len(settings.search_rates)), StepBar("search")]
+        settings, rates = self._settings, self._settings.search_rates
+        training = {**settings.as_json(), "epochs": None, "patience": None}
+        made_of = {"corpus": corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
+        folder = (self.cache / f"search-{digest(made_of)}").resolve()
         trainer = self.tuning.trainer(
-            spec, SEARCH_SEED, settings.search_rates[0], settings.search_epochs, folder, callbacks, checkpoints=False
+            spec,
+            SEARCH_SEED,
+            rates[0],
+            settings.search_epochs,
+            folder,
+            [TrialReport(self.say, len(rates)), StepBar("search")],
+            checkpoints=False,
         )
-        return search_learning_rate(trainer, settings.search_rates, folder / "study.db")
+        return search_learning_rate(trainer, rates, folder / "study.db")
+
+    def _callbacks(self, name: str, report: Report) -> list[TrainerCallback]:
+        settings, logs = self._settings, self.asked.logs
+        if logs is not None:
+            logs.mkdir(parents=True, exist_ok=True)
+        log = None if logs is None else logs / f"{name}.jsonl"
+        callbacks = [EpochReport(settings.patience, settings.checkpoint_steps, report, log), StepBar(name)]
+        if logs is not None and is_main():
+            from torch.utils.tensorboard import SummaryWriter
+
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(logs / name))))
+        return callbacks
 
     def _keep(self, trainer: Trainer, name: str) -> None:
         if self.asked.keep is None or not is_main():
@@ -146,19 +147,6 @@ class BertEncoder:
         except (OSError, SafetensorError) as error:
             _warn(f"the model could not be kept in {folder}: {error}")
 
-    def _log(self, name: str) -> Path | None:
-        if self.asked.logs is None:
-            return None
-        self.asked.logs.mkdir(parents=True, exist_ok=True)
-        return self.asked.logs / f"{name}.jsonl"
-
-    def _tensorboard(self, name: str) -> list[TrainerCallback]:
-        if self.asked.logs is None or not is_main():
-            return []
-        from torch.utils.tensorboard import SummaryWriter
-
-        return [TensorBoardCallback(SummaryWriter(str(self.asked.logs / name)))]
-
 
 def _progress(folder: Path) -> tuple[str | None, list[Json], Path]:
     """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
@@ -166,8 +154,7 @@ def _progress(folder: Path) -> tuple[str | None, list[Json], Path]:
     newest = newest_checkpoint(folder) if is_main() else None
     if newest is not None:
         state = read_state(newest)
-        epochs = epochs_of(state["log_history"])
-        found = str(newest), epochs, Path(state["best_model_checkpoint"] or newest)
+        found = str(newest), epochs_of(state["log_history"]), Path(state["best_model_checkpoint"] or newest)
     return from_main(found)
 
 

@@ -1,14 +1,11 @@
 """Which checkpoints of Trainer are whole, whenever the process that wrote them was killed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
-from files import atomic_file
+from files import Json, atomic_file
 from safetensors import SafetensorError, safe_open
 
 STATE = "trainer_state.json"
@@ -26,10 +23,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_state(checkpoint: Path) -> Json:
     """Trainer's state, with the best checkpoint's path as it is now, should the folder have moved."""
     path = checkpoint / STATE
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    state: Json = json.loads(path.read_text(encoding="utf-8"))
     best = _best(checkpoint, state)
     if best is not None and state["best_model_checkpoint"] != str(best):
         state["best_model_checkpoint"] = str(best)
@@ -38,7 +35,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _best(checkpoint: Path, state: dict[str, Any]) -> Path | None:
+def _best(checkpoint: Path, state: Json) -> Path | None:
     step = state.get("best_global_step")
     return checkpoint.with_name(f"checkpoint-{step}") if step else None
 
@@ -47,22 +44,15 @@ def _is_whole(checkpoint: Path) -> bool:
     """Trainer writes weights, optimizer and schedule, each process its random state, and the main one last its own."""
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        best = _best(checkpoint, state)
         processes = state["stateful_callbacks"]["EpochReport"]["attributes"]["processes"]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        for folder in {checkpoint, _best(checkpoint, state) or checkpoint}:
+            # It is as long as its header says, or is not opened.
+            with safe_open(folder / WEIGHTS, framework="pt"):
+                pass
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, SafetensorError):
         return False
     randoms = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
-    weights = [checkpoint / WEIGHTS] + ([best / WEIGHTS] if best is not None else [])
-    return all(zipfile.is_zipfile(checkpoint / name) for name in (*SAVED, *randoms)) and all(map(_opens, weights))
-
-
-def _opens(weights: Path) -> bool:
-    """Whether the file is as long as its header says."""
-    try:
-        with safe_open(weights, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
+    return all(zipfile.is_zipfile(checkpoint / name) for name in (*SAVED, *randoms))
 
 
 def _step(checkpoint: Path) -> int:

@@ -1,39 +1,41 @@
 """What the experiment asks of an encoder, and what it gets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from corpora.corpus import Corpus
+from files import Json, Say
 
 from fused_balanced_loss import LossSpec
 
-Json = dict[str, Any]
 Report = Callable[[Json], None]
 
 
+class EncoderError(Exception):
+    """The encoder cannot be had: unknown model, no network, a package missing."""
+
+
 class Encoder(Protocol):
-    """A way from texts to logits that is trained with a loss of the family, with the same settings for all of them."""
+    """A way from texts to logits that is trained with a loss of the family, with the same settings for all of them.
+
+    Attributes:
+        name: ``tfidf``, or how the model is used and which: ``frozen:NAME``, ``frozen+tfidf:NAME``, ``bert:NAME``.
+        num_epochs: the most epochs a run takes, for the progress line.
+        distributed: whether the processes of torchrun train together; else the main one works, the others end at once.
+        settings: all that a result depends on besides corpus, loss and seed; a record with others is another run.
+    """
 
     @property
-    def name(self) -> str:
-        """``tfidf``, or how the model is used and which: ``frozen:NAME``, ``frozen+tfidf:NAME``, ``bert:NAME``."""
-
+    def name(self) -> str: ...
     @property
-    def num_epochs(self) -> int:
-        """The most epochs a run takes, for the progress line."""
-
+    def num_epochs(self) -> int: ...
     @property
-    def distributed(self) -> bool:
-        """Whether the processes of torchrun train together; else the main one works, and the others end at once."""
-
+    def distributed(self) -> bool: ...
     @property
-    def settings(self) -> Json:
-        """All that a result depends on besides corpus, loss and seed; a record with other settings is another run."""
+    def settings(self) -> Json: ...
 
-    def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
+    def prepare(self, corpus: Corpus, say: Say) -> None:
         """Computes or finds what all runs share (features, tokens); called once, before the first run.
 
         say: told how far it is, in a line that the next replaces.
@@ -55,7 +57,3 @@ class Encoder(Protocol):
             What :func:`encoders.scoring.score_test` returns, with ``best_epoch``, ``threshold``, ``validation``,
             ``seconds`` and ``peak_memory_bytes``.
         """
-
-
-class EncoderError(Exception):
-    """The encoder cannot be had: unknown model, no network, a package missing."""

@@ -1,22 +1,21 @@
 """What a fine-tuning says after every epoch, and when it stops; all of it read from Trainer's own history."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from files import Json, Say
+from machine import number_of_processes
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from encoders.encoder import Json
-from encoders.processes import number_of_processes
+from encoders.encoder import Report
 
 
 def epochs_of(history: Sequence[Json]) -> list[Json]:
@@ -32,15 +31,9 @@ def epochs_of(history: Sequence[Json]) -> list[Json]:
             steps, last = steps + entry["step"] - last, entry["step"]
         elif "eval_micro_f1" in entry:
             loss = total / max(steps, 1)
-            epochs.append(
-                {
-                    "number": len(epochs) + 1,
-                    "loss": loss if math.isfinite(loss) else None,
-                    "micro_f1": entry["eval_micro_f1"],
-                    "threshold": entry["eval_threshold"],
-                    "seconds": entry["seconds"],
-                }
-            )
+            epoch = {"number": len(epochs) + 1, "loss": loss if math.isfinite(loss) else None}
+            named = {"micro_f1": "eval_micro_f1", "threshold": "eval_threshold", "seconds": "seconds"}
+            epochs.append(epoch | {name: entry[key] for name, key in named.items()})
             total, steps = 0.0, 0
     return epochs
 
@@ -62,74 +55,51 @@ class EpochReport(TrainerCallback, ExportableState):
         log: file that takes a line of JSON for each entry of the history; None for none.
     """
 
-    def __init__(
-        self,
-        patience: int,
-        checkpoint_steps: int,
-        report: Callable[[Json], None],
-        log: Path | None,
-    ) -> None:
-        self.patience = patience
-        self.checkpoint_steps = checkpoint_steps
-        self.report = report
-        self.log = log
+    def __init__(self, patience: int, checkpoint_steps: int, report: Report, log: Path | None) -> None:
+        self.patience, self.checkpoint_steps = patience, checkpoint_steps
+        self.report, self.log = report, log
 
     def state(self) -> Json:
         """What a checkpoint says of the run besides: how many random states belong to it."""
         return {"args": {}, "attributes": {"processes": number_of_processes()}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        before = state.log_history[-1]["seconds"] if state.log_history else 0.0
-        self.start = time.perf_counter() - before
-        return control
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.start = time.perf_counter() - (state.log_history[-1]["seconds"] if state.log_history else 0.0)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         per_epoch = -(-state.max_steps // state.num_train_epochs)
         # The end of an epoch has a checkpoint of its own.
         if state.global_step % self.checkpoint_steps == 0 and state.global_step % per_epoch:
-            control.should_save = True
             # What was not logged is lost to a run that goes on from here.
-            control.should_log = True
-        return control
+            control.should_save = control.should_log = True
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry = state.log_history[-1]
         entry["seconds"] = time.perf_counter() - self.start
         if self.log is not None and state.is_world_process_zero:
             # A log that has no room is no reason to stop.
             with suppress(OSError), open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
-        return control
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         epochs = epochs_of(state.log_history)
         if is_over(epochs, int(state.num_train_epochs), self.patience):
             control.should_training_stop = True
         if state.is_world_process_zero:
             self.report(epochs[-1])
-        return control
 
 
 class TrialReport(TrainerCallback):
     """Says how far a search over ``number`` trials is, after every epoch of one."""
 
-    def __init__(self, say: Callable[[str], None], number: int) -> None:
-        self.say = say
-        self.number = number
+    def __init__(self, say: Say, number: int) -> None:
+        self.say, self.number = say, number
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if state.is_world_process_zero:
-            score = given["metrics"]["eval_micro_f1"]
-            self.say(
-                f"learning rate {args.learning_rate:g} of {self.number} to try, epoch {round(state.epoch or 0)}/"
-                f"{state.num_train_epochs}  validation micro-F1 {100 * score:.2f}"
-            )
+            score, epoch = given["metrics"]["eval_micro_f1"], f"{round(state.epoch or 0)}/{state.num_train_epochs}"
+            rate = f"learning rate {args.learning_rate:g} of {self.number} to try"
+            self.say(f"{rate}, epoch {epoch}  validation micro-F1 {100 * score:.2f}")
 
 
 class StepBar(TrainerCallback):
@@ -139,14 +109,12 @@ class StepBar(TrainerCallback):
         self.name = name
         self.bar: tqdm[Any] | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", leave=False,
-                dynamic_ncols=True,
-            )  # fmt: skip
+            done, total = state.global_step, state.max_steps
+            self.bar = tqdm(desc=self.name, total=total, initial=done, unit="step", leave=False, dynamic_ncols=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 

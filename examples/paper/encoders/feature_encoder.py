@@ -1,21 +1,23 @@
 """A trained head over features that are computed once: TF-IDF, a frozen pretrained encoder's, or both."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from corpora.corpus import Corpus
+from files import Json, Say
 
-from encoders.encoder import Json, Report
+from encoders.encoder import Report
 from encoders.frozen import frozen_features, model_name
 from encoders.head import HeadSettings, Inputs
 from encoders.head_training import train_head
 from encoders.tfidf import TfidfSettings, tfidf_features
 from fused_balanced_loss import LossSpec
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 @dataclass
@@ -51,26 +53,19 @@ class FeatureEncoder:
 
     @property
     def settings(self) -> Json:
-        settings: Json = {"training": asdict(self.head)}
+        words = {"tfidf": asdict(self.tfidf)} if "tfidf" in self.kind else {}
+        length = {"max_length": self.max_length} if "frozen" in self.kind else {}
+        fused = {"fused_classifier": True} if self.fused_classifier else {}
+        return {"training": asdict(self.head), **words, **length, **fused}
+
+    def prepare(self, corpus: Corpus, say: Say) -> None:
+        words, features = {}, {}
         if "tfidf" in self.kind:
-            settings["tfidf"] = asdict(self.tfidf)
+            words = tfidf_features(corpus, self.tfidf, self.cache, say, _warn)
         if "frozen" in self.kind:
-            settings["max_length"] = self.max_length
-        if self.fused_classifier:
-            settings["fused_classifier"] = True
-        return settings
-
-    def prepare(self, corpus: Corpus, say: Callable[[str], None]) -> None:
-        def warn(text: str) -> None:
-            print(f"warning: {text}", file=sys.stderr)
-
-        words = tfidf_features(corpus, self.tfidf, self.cache, say, warn) if "tfidf" in self.kind else {}
-        features = (
-            frozen_features(corpus, self.model, self.max_length, self.cache, say, warn) if "frozen" in self.kind else {}
-        )
+            features = frozen_features(corpus, self.model, self.max_length, self.cache, say, _warn)
         self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        return train_head(
-            corpus, self.inputs, spec, self.head, seed, folder, report, fused_classifier=self.fused_classifier
-        )
+        fused = self.fused_classifier
+        return train_head(corpus, self.inputs, spec, self.head, seed, folder, report, fused_classifier=fused)

@@ -1,7 +1,5 @@
 """transformers' Trainer for one fine-tuning with one of the losses, and the logits of what it has trained."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from corpora.corpus import Corpus
+from machine import number_of_processes
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,16 +28,10 @@ from transformers import (
 from encoders.bert_options import BertSettings, Precision
 from encoders.checkpoints import WEIGHTS
 from encoders.encoder import EncoderError
-from encoders.pretrained import load_classifier
-from encoders.processes import number_of_processes
-from encoders.tokens import Tokens
+from encoders.pretrained import Tokens, load_classifier
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
 from fused_balanced_loss.integrations.fused_head import fuse_classifier
-from fused_balanced_loss.integrations.transformers import (
-    DataCollatorForMultiLabel,
-    compute_loss_func,
-    compute_metrics,
-)
+from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func, compute_metrics
 from fused_balanced_loss.metrics import ThresholdedF1
 
 # Which documents a part of the training documents has is the same in all runs.
@@ -79,37 +72,49 @@ class FineTuning:
         Raises:
             EncoderError: for settings that the devices cannot have.
         """
-        settings, corpus = self.settings, self.corpus
-        arguments = self._arguments(
-            output_dir=str(folder),
-            seed=seed,
-            data_seed=seed,
-            num_train_epochs=epochs,
-            learning_rate=rate,
-            eval_strategy="epoch",
-            save_strategy="epoch" if checkpoints else "no",
-            logging_strategy="epoch",
-            metric_for_best_model="micro_f1",
-            greater_is_better=True,
-            # The newest may be half-written when a process is killed; the best is kept besides.
-            save_total_limit=2,
-            batch_eval_metrics=True,
-            # A loss that is no number shows, and no step waits for the device to look.
-            logging_nan_inf_filter=False,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            ddp_find_unused_parameters=False,
-            report_to="none",
-        )
+        settings, corpus, on_gpu = self.settings, self.corpus, torch.cuda.is_available()
+        warms_up = settings.schedule == "constant" and settings.warmup
+        batch = self._device_batch()
+        try:
+            arguments = TrainingArguments(
+                output_dir=str(folder),
+                seed=seed,
+                data_seed=seed,
+                num_train_epochs=epochs,
+                learning_rate=rate,
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=batch,
+                gradient_accumulation_steps=settings.accumulation,
+                weight_decay=settings.weight_decay,
+                lr_scheduler_type="constant_with_warmup" if warms_up else settings.schedule,
+                warmup_steps=settings.warmup,
+                bf16=settings.precision == "bf16",
+                fp16=settings.precision == "fp16",
+                eval_strategy="epoch",
+                save_strategy="epoch" if checkpoints else "no",
+                logging_strategy="epoch",
+                metric_for_best_model="micro_f1",
+                greater_is_better=True,
+                # The newest may be half-written when a process is killed; the best is kept besides.
+                save_total_limit=2,
+                batch_eval_metrics=True,
+                # A loss that is no number shows, and no step waits for the device to look.
+                logging_nan_inf_filter=False,
+                use_cpu=not on_gpu,
+                dataloader_pin_memory=on_gpu,
+                ddp_find_unused_parameters=False,
+                report_to="none",
+            )
+        except ValueError as error:
+            raise EncoderError(f"--bert-precision {settings.precision}: {error}") from error
         documents, statistics = self.train
-        loss: Callable[..., Tensor] = compute_loss_func(BalancedLoss(spec, statistics))
-        if settings.fused_classifier:
-            loss = _FusedLoss(spec, statistics)
+        fused = _FusedLoss(spec, statistics) if settings.fused_classifier else None
+        loss: Callable[..., Tensor] = fused or compute_loss_func(BalancedLoss(spec, statistics))
 
         def new_model() -> PreTrainedModel:
             model = load_classifier(self.model, corpus.label_names, settings.max_length, settings.initial_bias)
-            if isinstance(loss, _FusedLoss):
-                loss.take(model)
+            if fused is not None:
+                fused.take(model)
             return model
 
         trainer = Trainer(
@@ -138,23 +143,6 @@ class FineTuning:
         rows = order[:number]
         statistics = LabelStatistics.from_targets(self.corpus.train.targets[rows], degenerate="ignore")
         return self.tokens["train"].select(rows.tolist()), statistics
-
-    def _arguments(self, **options: Any) -> TrainingArguments:
-        settings, batch = self.settings, self._device_batch()
-        try:
-            return TrainingArguments(
-                per_device_train_batch_size=batch,
-                per_device_eval_batch_size=batch,
-                gradient_accumulation_steps=settings.accumulation,
-                weight_decay=settings.weight_decay,
-                lr_scheduler_type=_schedule(settings),
-                warmup_steps=settings.warmup,
-                bf16=settings.precision == "bf16",
-                fp16=settings.precision == "fp16",
-                **options,
-            )
-        except ValueError as error:
-            raise EncoderError(f"--bert-precision {settings.precision}: {error}") from error
 
     def _device_batch(self) -> int:
         processes, parts = number_of_processes(), self.settings.accumulation
@@ -193,26 +181,23 @@ def explained_failures(trainer: Trainer) -> Iterator[None]:
         EncoderError: where the device has no room for a batch.
         OSError: where the disk has none for a checkpoint; what was done before it goes on from the last.
     """
-    folder = Path(str(trainer.args.output_dir))
+    args, folder = trainer.args, Path(str(trainer.args.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in model_of(trainer).parameters())
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise EncoderError(
-            f"--bert-accumulation: the device has no room for {trainer.args.per_device_train_batch_size} documents at "
-            f"once; expected a number greater than {trainer.args.gradient_accumulation_steps}, or a shorter "
-            "--bert-max-length"
+            f"--bert-accumulation: the device has no room for {args.per_device_train_batch_size} documents at once; "
+            f"expected a number greater than {args.gradient_accumulation_steps}, or a shorter --bert-max-length"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk shows in as many ways as there are writers of files.
         free = shutil.disk_usage(folder).free
         if free > needed:
             raise
-        raise OSError(
-            f"{folder}: no room for a checkpoint, which takes {needed / 2**20:,.0f} MiB; {free / 2**20:,.0f} MiB are "
-            "free"
-        ) from error
+        takes, has = (f"{size / 2**20:,.0f} MiB" for size in (needed, free))
+        raise OSError(f"{folder}: no room for a checkpoint, which takes {takes}; {has} are free") from error
 
 
 def load_weights(trainer: Trainer, checkpoint: Path) -> None:
@@ -233,7 +218,3 @@ def logits_of(trainer: Trainer, part: Any) -> Iterator[Tensor]:
 def _without_nan(logits: Tensor) -> Tensor:
     """A model that has diverged predicts nothing."""
     return logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-
-
-def _schedule(settings: BertSettings) -> str:
-    return "constant_with_warmup" if settings.schedule == "constant" and settings.warmup else settings.schedule

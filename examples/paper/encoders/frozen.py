@@ -1,9 +1,6 @@
 """Mean-pooled features of a pretrained encoder that stays as it is: computed once, resumable, memory-mapped."""
 
-from __future__ import annotations
-
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from corpora.corpus import Corpus
-from files import ResumableArray, Say, cached
+from files import ResumableArray, Say, cached, digest
 from numpy.typing import NDArray
-
-from encoders.encoder import EncoderError
 
 VERSION = 1
 BATCH = 32
@@ -30,12 +25,12 @@ def model_name(model: str) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json"))):
+    hashed = hashlib.sha256()
+    for path in sorted(path for kind in ("safetensors", "bin", "json") for path in folder.glob(f"*.{kind}")):
         with open(path, "rb") as file:
             while block := file.read(BLOCK):
-                digest.update(block)
-    return f"{folder.resolve().name}@{digest.hexdigest()[:8]}"
+                hashed.update(block)
+    return f"{folder.resolve().name}@{hashed.hexdigest()[:8]}"
 
 
 def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, say: Say, warn: Say) -> DenseFeatures:
@@ -45,44 +40,29 @@ def frozen_features(corpus: Corpus, model: str, max_length: int, cache: Path, sa
         EncoderError: where the model cannot be loaded.
         CacheError: where the cache cannot be written.
     """
-    made_of = {
-        "version": VERSION,
-        "corpus": corpus.fingerprint,
-        "model": model_name(model),
-        "max_length": max_length,
-        "parts": {part: len(split) for part, split in corpus.splits.items()},
-    }
-    name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+    parts = {part: len(split) for part, split in corpus.splits.items()}
+    what = {"corpus": corpus.fingerprint, "model": model_name(model), "max_length": max_length, "parts": parts}
+    made_of = {"version": VERSION, **what}
 
     def build(folder: Path) -> None:
-        encoder, tokenizer = _load_model(model, max_length)
+        from transformers import AutoModel
+
+        from encoders.pretrained import check_length, load_pretrained, load_tokenizer
+
+        tokenizer = load_tokenizer(model, max_length, "--max-length")
+        encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32)
+        check_length("--max-length", model, getattr(encoder.config, "max_position_embeddings", None), max_length)
+        encoder = encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         for part, split in corpus.splits.items():
             _write(folder / f"{part}.npy", split.texts, encoder, tokenizer, max_length, say)
 
     def load(folder: Path) -> DenseFeatures:
-        features = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in corpus.splits}
-        for part, split in corpus.splits.items():
-            if len(features[part]) != len(split):
-                raise ValueError(f"{part}: {len(features[part]):,} features, {len(split):,} documents")
+        features = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in parts}
+        if (found := {part: len(rows) for part, rows in features.items()}) != parts:
+            raise ValueError(f"{found} features, {parts} documents")
         return features
 
-    return cached(cache / f"frozen-{name}", made_of, build, load, warn, resumable=True)
-
-
-def _load_model(model: str, max_length: int) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
-
-    from encoders.pretrained import load_pretrained
-
-    tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model)
-    encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32)
-    if tokenizer.pad_token is None:
-        raise EncoderError(f"--model {model}: its tokenizer has no padding token, which batches of texts need")
-    most = min(tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", max_length))
-    if max_length > most:
-        raise EncoderError(f"--max-length: {model} takes at most {most} tokens, got {max_length}")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return encoder.eval().to(device), tokenizer
+    return cached(cache / f"frozen-{digest(made_of)}", made_of, build, load, warn, resumable=True)
 
 
 def _write(path: Path, texts: Sequence[str], encoder: Any, tokenizer: Any, max_length: int, say: Say) -> None:
@@ -95,7 +75,7 @@ def _write(path: Path, texts: Sequence[str], encoder: Any, tokenizer: Any, max_l
         features.values[rows] = _encode([texts[int(row)] for row in rows], encoder, tokenizer, max_length)
         if (number + 1) % NOTE == 0 or number + 1 == len(batches):
             features.finish(number + 1)
-            say(f"features of {sum(map(len, batches[: number + 1])):,} of {len(texts):,} {path.stem} documents")
+            say(f"features of {min((number + 1) * BATCH, len(texts)):,} of {len(texts):,} {path.stem} documents")
 
 
 @torch.inference_mode()

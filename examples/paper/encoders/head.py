@@ -1,13 +1,13 @@
 """A network with one hidden layer over sparse words, dense features or both."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from settings import integer, not_negative, number, positive, setting
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 class HeadSettings:
     """Network and training, the same for every loss."""
 
-    hidden: int = 256
-    dropout: float = 0.5
+    hidden: int = setting(256, integer(1), "units of the hidden layer")
+    dropout: float = setting(0.5, number(0, 1, closed=True), "of the hidden layer")
     initial_std: float = 0.02
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.0
-    batch_size: int = 64
-    epochs: int = 20
+    learning_rate: float = setting(1e-2, positive, "its peak")
+    weight_decay: float = setting(0.0, not_negative, "AdamW's")
+    batch_size: int = setting(64, integer(1), "documents a step")
+    epochs: int = setting(20, integer(1), "passes over the training documents")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,9 @@ class Inputs:
         present = self.words if self.features is None else self.features
         return int(present.shape[0]) if present is not None else 0
 
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Inputs:
-        return Inputs(
-            None if self.words is None else self.words[rows],
-            None if self.features is None else np.require(self.features[rows], requirements=("C", "W")),
-        )
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> "Inputs":
+        dense = None if self.features is None else np.require(self.features[rows], requirements=("C", "W"))
+        return Inputs(None if self.words is None else self.words[rows], dense)
 
 
 class Head(nn.Module):
@@ -62,9 +60,11 @@ class Head(nn.Module):
             # PyTorch's standard deviation of 1 drowns what rare words learn.
             nn.init.normal_(self.words.weight, std=settings.initial_std)
         if like.features is not None:
-            mean, std = _moments(like.features)
-            self.register_buffer("mean", mean)
-            self.register_buffer("std", std)
+            scaler = StandardScaler()
+            for start in range(0, len(like.features), 4096):
+                scaler.partial_fit(like.features[start : start + 4096].astype(np.float64))
+            self.register_buffer("mean", torch.from_numpy(scaler.mean_).float())
+            self.register_buffer("std", torch.from_numpy(np.sqrt(np.maximum(scaler.var_, 1e-12))).float())
             self.features = nn.Linear(like.features.shape[1], settings.hidden, bias=False)
             nn.init.normal_(self.features.weight, std=settings.initial_std)
         self.bias = nn.Parameter(torch.zeros(settings.hidden))
@@ -77,28 +77,13 @@ class Head(nn.Module):
 
     def hidden(self, inputs: Inputs) -> Tensor:
         """[n, hidden], what the last layer reads."""
-        device = self.bias.device
-        hidden = self.bias
-        words = inputs.words
+        device, hidden, words = self.bias.device, self.bias, inputs.words
         if self.words is not None and words is not None:
-            columns, offsets, values = (
-                torch.from_numpy(array).to(device) for array in (words.indices, words.indptr[:-1], words.data)
-            )
+            arrays = words.indices, words.indptr[:-1], words.data
+            columns, offsets, values = (torch.from_numpy(array).to(device) for array in arrays)
             hidden = hidden + self.words(columns, offsets, per_sample_weights=values)
         if self.features is not None and inputs.features is not None:
             features = torch.from_numpy(inputs.features).to(device)
             hidden = hidden + self.features((features - self.mean) / self.std)
         dropped: Tensor = self.dropout(torch.relu(hidden))
         return dropped
-
-
-def _moments(features: NDArray[np.float32], block: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation by column; reads the rows in blocks."""
-    total, squares = np.zeros((2, features.shape[1]))
-    for start in range(0, len(features), block):
-        rows = features[start : start + block].astype(np.float64)
-        total += rows.sum(0)
-        squares += (rows**2).sum(0)
-    mean = total / len(features)
-    std = np.sqrt(np.maximum(squares / len(features) - mean**2, 1e-12))
-    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()

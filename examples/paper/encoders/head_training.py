@@ -1,9 +1,6 @@
 """Training of a head with one of the losses, from checkpoint to checkpoint."""
 
-from __future__ import annotations
-
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +10,12 @@ from typing import Any
 
 import torch
 from corpora.corpus import Corpus
+from files import Json, atomic_file
+from machine import peak_memory, resident_memory
 from torch import Tensor, nn
 
-from encoders.encoder import Json, Report
+from encoders.encoder import Report
 from encoders.head import Head, HeadSettings, Inputs
-from encoders.memory import peak_memory, resident_memory
 from encoders.scoring import score_test, score_validation
 from fused_balanced_loss import BalancedLoss, LinearBalancedLoss, LossSpec
 
@@ -50,7 +48,7 @@ def train_head(
 
     Goes on from the checkpoint in ``folder``, where there is one. With ``fused_classifier`` training makes no logits.
     """
-    start = time.perf_counter()
+    start = saved = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -58,29 +56,26 @@ def train_head(
     run.resume(folder / CHECKPOINT)
     for epoch in run.epochs:
         report(epoch)
-    before, saved = run.seconds, start
+    before = run.epochs[-1]["seconds"] if run.epochs else 0.0
     while len(run.epochs) < settings.epochs:
         loss = run.train_epoch()
         validation = score_validation(corpus, run.predict("validation"))
-        run.seconds = before + time.perf_counter() - start
-        run.epochs.append(
-            {
-                "number": len(run.epochs) + 1,
-                "loss": loss,
-                "micro_f1": validation.micro_f1,
-                "threshold": validation.threshold,
-                "seconds": run.seconds,
-                "memory_bytes": resident_memory().get("own"),
-            }
-        )
-        if run.best is None or validation.micro_f1 > run.best["micro_f1"]:
+        epoch = {
+            "number": len(run.epochs) + 1,
+            "loss": loss,
+            "micro_f1": validation.micro_f1,
+            "threshold": validation.threshold,
+            "seconds": before + time.perf_counter() - start,
+            "memory_bytes": resident_memory().get("own"),
+        }
+        run.epochs.append(epoch)
+        if not run.best or validation.micro_f1 > run.best["micro_f1"]:
             weights = {name: value.clone() for name, value in run.head.state_dict().items()}
-            run.best = {**run.epochs[-1], "validation": validation.scores, "weights": weights}
+            run.best = {**epoch, "validation": validation.scores, "weights": weights}
         if time.perf_counter() - saved > CHECKPOINT_SECONDS:
             run.save(folder / CHECKPOINT)
             saved = time.perf_counter()
-        report(run.epochs[-1])
-    assert run.best is not None
+        report(epoch)
     run.head.load_state_dict(run.best["weights"])
     return {
         "best_epoch": run.best["number"],
@@ -106,22 +101,20 @@ class _Run:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        settings, train = self.settings, self.inputs["train"]
+        settings, train, statistics = self.settings, self.inputs["train"], self.corpus.statistics
         self.head = Head(train, self.corpus.num_labels, settings).to(self.device)
-        statistics = self.corpus.statistics
         if self.fused_classifier:
             loss: nn.Module = LinearBalancedLoss.from_linear(self.head.output, self.spec, statistics)
         else:
             loss = BalancedLoss(self.spec, statistics)
         self.loss = loss.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=rate, weight_decay=decay, fused=True)
         steps = settings.epochs * -(-len(train) // settings.batch_size)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_share(step, steps))
+        self.stateful: Any = {"head": self.head, "optimizer": self.optimizer, "schedule": self.schedule}
         self.epochs: list[Json] = []
-        self.best: dict[str, Any] | None = None
-        self.seconds = 0.0
+        self.best: dict[str, Any] = {}
 
     def train_epoch(self) -> float:
         """One pass in random order; the mean loss of its batches."""
@@ -149,23 +142,14 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Replaces the checkpoint as a whole; a full disk costs the checkpoint, not the run."""
-        temporary = path.with_suffix(".partial")
-        state = {
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            "epochs": self.epochs,
-            "best": self.best,
-            "seconds": self.seconds,
-        }
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        state = {name: part.state_dict() for name, part in self.stateful.items()}
+        state |= {"random": torch.get_rng_state(), "random_cuda": cuda, "epochs": self.epochs, "best": self.best}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, temporary)
-            os.replace(temporary, path)
+            with atomic_file(path) as temporary:
+                torch.save(state, temporary)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             print(f"\nwarning: no checkpoint could be saved: {error}", file=sys.stderr)
 
     def resume(self, path: Path) -> None:
@@ -173,13 +157,12 @@ class _Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            self.head.load_state_dict(state["head"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            for name, part in self.stateful.items():
+                part.load_state_dict(state[name])
             torch.set_rng_state(state["random"].cpu())
             if self.device.type == "cuda":
                 torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
-            self.epochs, self.best, self.seconds = state["epochs"], state["best"], state["seconds"]
+            self.epochs, self.best = state["epochs"], state["best"]
         except Exception as error:
             # Whatever a broken file raises; half of its state may have been taken over.
             print(f"\nwarning: {path} cannot be read ({error}); the run begins anew", file=sys.stderr)

@@ -1,13 +1,17 @@
-"""Tokenizer and classifier from a name of the Hugging Face hub or a local folder, or a clear reason why not."""
+"""Tokenizer, tokens and classifier from a name of the Hugging Face hub or a local folder, or a clear reason why not."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from corpora.corpus import Corpus, Split
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from files import Say, cached, digest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +20,11 @@ from transformers.utils import logging
 from encoders.encoder import EncoderError
 
 HUB_SECONDS = 10.0
+# To be raised with every change in what is stored of tokens.
+VERSION = 1
+BATCH = 1000
+
+Tokens = dict[str, Dataset]
 
 
 def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any:
@@ -26,11 +35,11 @@ def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any
     """
     with quiet():
         try:
-            if Path(model).is_dir():
-                return load(model, local_files_only=True, **options)
             try:
                 return load(model, local_files_only=True, **options)
             except (OSError, ValueError):
+                if Path(model).is_dir():
+                    raise
                 # Asked once and for a short time: transformers would try for minutes.
                 HfApi().model_info(model, timeout=HUB_SECONDS)
             return load(model, **options)
@@ -41,7 +50,29 @@ def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any
             raise EncoderError(f"--model {model}: {_reason(model, error)}") from error
 
 
-def load_tokenizer(model: str, max_length: int) -> PreTrainedTokenizerBase:
+def _reason(model: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:300]
+    if Path(model).is_dir():
+        return (
+            "the folder cannot be loaded; expected what save_pretrained of model and tokenizer writes "
+            f"(config.json, model.safetensors, tokenizer.json): {said}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return "neither a local folder nor a model of the Hugging Face hub; expected the path or the name of one"
+    if isinstance(error, HfHubHTTPError | ValueError):
+        return f"cannot be had from the Hugging Face hub: {said}"
+    return (
+        f"not a local folder, not in the hub's cache, and the hub cannot be reached ({said}); connect once, or give "
+        "the path of a folder that holds the model"
+    )
+
+
+def check_length(option: str, model: str, most: int | None, length: int) -> None:
+    if most is not None and length > most:
+        raise EncoderError(f"{option}: {model} takes at most {most} tokens, got {length}")
+
+
+def load_tokenizer(model: str, max_length: int, option: str = "--bert-max-length") -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
@@ -50,9 +81,54 @@ def load_tokenizer(model: str, max_length: int) -> PreTrainedTokenizerBase:
     tokenizer = load_pretrained(AutoTokenizer.from_pretrained, model)
     if tokenizer.pad_token is None:
         raise EncoderError(f"--model {model}: its tokenizer has no padding token, which batches of texts need")
-    if max_length > tokenizer.model_max_length:
-        raise EncoderError(f"--bert-max-length: {model} takes at most {tokenizer.model_max_length}, got {max_length}")
+    check_length(option, model, tokenizer.model_max_length, max_length)
     return tokenizer
+
+
+def tokenize(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path, say: Say, warn: Say
+) -> Tokens:
+    """``input_ids`` and ``labels`` (label ids) by part, memory-mapped; at most ``max_length`` tokens of a text.
+
+    Raises:
+        CacheError: where the cache cannot be written.
+    """
+    # All that turns a text into ids; not the length, which the tokenizer keeps from its last call.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+    parts = {part: len(split) for part, split in corpus.splits.items()}
+    made_of = {
+        "version": VERSION,
+        "corpus": corpus.fingerprint,
+        "tokenizer": digest([type(tokenizer).__name__, tokenizer.truncation_side, state]),
+        "tokenizers": tokenizers.__version__,
+        "max_length": max_length,
+        "parts": parts,
+    }
+
+    def build(folder: Path) -> None:
+        for part, split in corpus.splits.items():
+            _write_tokens(folder / f"{part}.arrow", split, tokenizer, max_length, say)
+
+    def load(folder: Path) -> Tokens:
+        tokens = {part: Dataset.from_file(str(folder / f"{part}.arrow")) for part in parts}
+        if (found := {part: len(rows) for part, rows in tokens.items()}) != parts:
+            raise ValueError(f"{found} tokenised of {parts} documents")
+        return tokens
+
+    return cached(cache / f"tokens-{digest(made_of)}", made_of, build, load, warn)
+
+
+def _write_tokens(path: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, say: Say) -> None:
+    features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
+    with ArrowWriter(features=features, path=str(path), writer_batch_size=BATCH) as writer:
+        for start in range(0, len(split), BATCH):
+            here = slice(start, min(start + BATCH, len(split)))
+            tokens = tokenizer(list(split.texts[here]), truncation=True, max_length=max_length)
+            writer.write_batch({"input_ids": tokens["input_ids"], "labels": split.targets[here].to_lists()})
+            say(f"{here.stop:,} of {len(split):,} {path.stem} documents tokenised")
+        writer.finalize()
 
 
 def load_classifier(
@@ -80,8 +156,7 @@ def load_classifier(
     )
     body = f"{classifier.base_model_prefix}."
     absent = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    missing = sorted(name for name in absent if name.startswith(body) and ".pooler." not in name)
-    if missing:
+    if missing := sorted(name for name in absent if name.startswith(body) and ".pooler." not in name):
         raise EncoderError(
             f"--model {model}: its weights lack {len(missing)} of the encoder's, such as {missing[0]}; expected a "
             "pretrained encoder"
@@ -94,27 +169,8 @@ def load_classifier(
         raise EncoderError(
             f"--bert-initial-bias: {model} gets no new classifier with a bias; expected 0, got {initial_bias:g}"
         )
-    positions = getattr(classifier.config, "max_position_embeddings", max_length)
-    if max_length > positions:
-        raise EncoderError(f"--bert-max-length: {model} takes at most {positions}, got {max_length}")
+    check_length("--bert-max-length", model, getattr(classifier.config, "max_position_embeddings", None), max_length)
     return classifier
-
-
-def _reason(model: str, error: Exception) -> str:
-    said = " ".join(str(error).split())[:300]
-    if Path(model).is_dir():
-        return (
-            "the folder cannot be loaded; expected what save_pretrained of model and tokenizer writes "
-            f"(config.json, model.safetensors, tokenizer.json): {said}"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return "neither a local folder nor a model of the Hugging Face hub; expected the path or the name of one"
-    if isinstance(error, HfHubHTTPError | ValueError):
-        return f"cannot be had from the Hugging Face hub: {said}"
-    return (
-        f"not a local folder, not in the hub's cache, and the hub cannot be reached ({said}); connect once, or give "
-        "the path of a folder that holds the model"
-    )
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Threshold by validation, the scores of a run from a stream of logits, and which labels it confuses."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 

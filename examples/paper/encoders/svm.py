@@ -1,26 +1,23 @@
 """The paper's baseline: one-vs-rest linear SVMs over TF-IDF features, some labels at a time."""
 
-from __future__ import annotations
-
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from corpora.corpus import Corpus
-from files import ResumableArray
+from files import Json, ResumableArray, Say
 from joblib import Parallel, delayed
+from machine import peak_memory
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_matrix, vstack
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from encoders.encoder import Json
-from encoders.memory import peak_memory
 from encoders.scoring import score_test, score_validation
 from encoders.tfidf import SVM_TFIDF, SparseFeatures
 
@@ -33,7 +30,7 @@ ROWS = 512
 Decisions = NDArray[np.float32]
 
 
-def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, say: Callable[[str], None]) -> Json:
+def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, say: Say) -> Json:
     """LinearSVC with C = 1, with and without balanced class weights; each with the hyperplane where training put it
     and shifted for the best validation micro-F1.
 
@@ -52,14 +49,10 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, s
         for shifts in ([0.0], SHIFTS):
             chosen = score_validation(corpus, _batches(validation), shifts, "none")
             scores = score_test(corpus, _batches(test), chosen.threshold, "none")
-            if not headline:
-                headline = {"threshold": 0.0, "validation": chosen.scores, **scores}
-            variant = {
-                "validation": chosen.scores,
-                "test": scores["test"],
-                "test_by_instance": scores["test_by_instance"],
-            }
-            variants[name if len(shifts) == 1 else f"{name}, shift {chosen.threshold:+.2f}"] = variant
+            headline = headline or {"threshold": 0.0, "validation": chosen.scores, **scores}
+            variant = name if len(shifts) == 1 else f"{name}, shift {chosen.threshold:+.2f}"
+            tested = {part: scores[part] for part in ("test", "test_by_instance")}
+            variants[variant] = {"validation": chosen.scores, **tested}
     del variants["SVM"]
     return {
         **headline,
@@ -71,7 +64,7 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, s
 
 
 def _decisions(
-    corpus: Corpus, features: SparseFeatures, weight: str | None, folder: Path, jobs: int, say: Callable[[str], None]
+    corpus: Corpus, features: SparseFeatures, weight: str | None, folder: Path, jobs: int, say: Say
 ) -> Decisions:
     """float32 [validation + test, C]; -inf for labels never trained, inf for those that all documents carry."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +94,7 @@ def _fit(train: csr_matrix, rest: csr_matrix, rows: NDArray[np.int32], weight: s
         # Some stop a little short of convergence.
         warnings.simplefilter("ignore", ConvergenceWarning)
         svm.fit(train, positive)
-    decision: Decisions = svm.decision_function(rest).astype(np.float32)
-    return decision
+    return np.asarray(svm.decision_function(rest), np.float32)
 
 
 def _batches(decisions: Decisions) -> Iterator[Tensor]:

@@ -1,11 +1,8 @@
 """TF-IDF features of a corpus, fitted on its training part, made once and kept as memory-mapped sparse rows."""
 
-from __future__ import annotations
-
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from corpora.corpus import Corpus
-from files import Say, cached
+from files import Say, cached, digest
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -46,10 +43,9 @@ def tfidf_features(corpus: Corpus, settings: TfidfSettings, cache: Path, say: Sa
         CacheError: where the cache cannot be written.
     """
     made_of = {"version": VERSION, "corpus": corpus.fingerprint, **asdict(settings)}
-    name = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
     def build(folder: Path) -> None:
-        vectorizer = fit_vectorizer(corpus.train.texts, settings, say)
+        vectorizer = _fit_vectorizer(corpus.train.texts, settings, say)
         (folder / "num_words").write_text(str(len(vectorizer.vocabulary_)))
         for part, split in corpus.splits.items():
             _write(folder / part, split.texts, vectorizer, say)
@@ -58,10 +54,10 @@ def tfidf_features(corpus: Corpus, settings: TfidfSettings, cache: Path, say: Sa
         num_words = int((folder / "num_words").read_text())
         return {part: _read(folder / part, len(split), num_words) for part, split in corpus.splits.items()}
 
-    return cached(cache / f"tfidf-{name}", made_of, build, load, warn)
+    return cached(cache / f"tfidf-{digest(made_of)}", made_of, build, load, warn)
 
 
-def fit_vectorizer(texts: Sequence[str], settings: TfidfSettings, say: Say) -> TfidfVectorizer:
+def _fit_vectorizer(texts: Sequence[str], settings: TfidfSettings, say: Say) -> TfidfVectorizer:
     """What ``TfidfVectorizer.fit`` gives, without the matrix of all counts that it holds in memory."""
     options: dict[str, Any] = {"stop_words": "english", "dtype": np.float32}
     words_of = TfidfVectorizer(**options).build_analyzer()
@@ -82,16 +78,12 @@ def fit_vectorizer(texts: Sequence[str], settings: TfidfSettings, say: Say) -> T
 def _write(folder: Path, texts: Iterable[str], vectorizer: TfidfVectorizer, say: Say) -> None:
     folder.mkdir()
     rest, number = iter(texts), 0
-    with (
-        open(folder / "data", "wb") as data,
-        open(folder / "indices", "wb") as indices,
-        open(folder / "lengths", "wb") as lengths,
-    ):
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / name, "wb")) for name in ARRAYS]
         while batch := list(islice(rest, BATCH)):
             rows = vectorizer.transform(batch)
-            for file, array, dtype in zip(
-                (data, indices, lengths), (rows.data, rows.indices, np.diff(rows.indptr)), ARRAYS.values(), strict=True
-            ):
+            arrays = rows.data, rows.indices, np.diff(rows.indptr)
+            for file, array, dtype in zip(files, arrays, ARRAYS.values(), strict=True):
                 file.write(array.astype(dtype).tobytes())
             number += len(batch)
             say(f"TF-IDF of {number:,} {folder.name} documents")

@@ -1,7 +1,5 @@
 """Where the figures agree with the paper: the order of the losses by column, and the paper's claims."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from math import hypot
@@ -54,11 +52,7 @@ CLAIMS = (
     ),
     Claim(
         "negative-tolerant regularization raises every loss in every column",
-        [
-            *_above(("NTR-FL",), ["FL"], ALL),
-            *_above(("CB-NTR",), ["CB"], ALL),
-            *_above(("DB",), ["R-FL"], ALL),
-        ],
+        [*_above(("NTR-FL",), ["FL"], ALL), *_above(("CB-NTR",), ["CB"], ALL), *_above(("DB",), ["R-FL"], ALL)],
     ),
     Claim("the focal factor raises DB in every column (DB above DB-0FL)", _above(("DB",), ["DB-0FL"], ALL)),
     Claim("the rebalanced weight raises medium and tail labels (DB above NTR-FL)", _above(("DB",), ["NTR-FL"], RARE)),

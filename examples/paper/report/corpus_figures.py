@@ -3,8 +3,6 @@
 ``corpus.json`` has the sizes, ``label_counts.npz`` the counts of labels and of pairs of labels in training.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 import zlib

@@ -1,7 +1,5 @@
 """The report: all tables and figures of the runs in some folders, as Markdown and LaTeX, and their numbers as JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

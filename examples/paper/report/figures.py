@@ -1,7 +1,5 @@
 """Figures 2 and 3 of the paper, and the scores of rare labels, as PNG and PDF."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib

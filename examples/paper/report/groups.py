@@ -1,7 +1,5 @@
 """The records of runs in folders; those that may be compared; each method's mean and deviation over its seeds."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections import Counter

@@ -1,7 +1,5 @@
 """The published figures, from the files in ``published/``, which name their source."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A table as text for a terminal, as Markdown and as LaTeX."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

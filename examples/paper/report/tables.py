@@ -1,7 +1,5 @@
 """The tables of the paper, its figures beside ours: corpus, scores, ablation, errors, and what the runs took."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -13,11 +11,7 @@ from report.paper_scores import CONFUSED, CORPUS_NAMES, Scores, paper_corpus, pa
 from report.table import Table, bold
 
 # What DB lacks in each of the losses that have all but one of its parts.
-WITHOUT = {
-    "R-FL": "no negative-tolerant regularization",
-    "NTR-FL": "no rebalanced weight",
-    "DB-0FL": "no focal factor",
-}
+WITHOUT = {"R-FL": "no negative-tolerant regularization", "NTR-FL": "no rebalanced weight", "DB-0FL": "no focal factor"}
 MOST_PAIRS = 20
 PAIRS_EACH = 5
 

@@ -1,12 +1,48 @@
-"""Memory in use, as the records and the commands report it."""
+"""The processes of one training under torchrun, and the memory in use."""
 
-from __future__ import annotations
-
+import atexit
+import os
 import resource
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints; by itself, a process is."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def number_of_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process."""
+    values = [value]
+    if _joined():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def wait_for_all() -> None:
+    if _joined():
+        dist.barrier()
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@atexit.register
+def _leave() -> None:
+    if _joined():
+        dist.destroy_process_group()
 
 
 def peak_memory(device: torch.device) -> int:
