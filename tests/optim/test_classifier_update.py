@@ -561,6 +561,36 @@ def test_functional_form(device):
     assert update.steps == 1 and not torch.equal(weight, before)
 
 
+def test_a_variant_that_cannot_be_built_leaves_the_others(monkeypatch):
+    """Which implementation steps is decided once for each variant, and by the build alone."""
+    library, asked, cpu = cpp_update.library, [], torch.device("cpu")
+
+    def without_bfloat16(name, macros):
+        asked.append(dict(macros)["WEIGHT_BITS"])
+        if asked[-1] == 16:
+            raise RuntimeError("no bfloat16 today")
+        return library(name, macros)
+
+    monkeypatch.setattr(cpp_update, "library", without_bfloat16)
+    chosen, decide = [], select.select_update
+    monkeypatch.setattr(base, "select_update", lambda step: chosen.append(decide(step)) or chosen[-1])
+    caches = (cpp_update.kernel, select._is_built)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"no bfloat16 today.*PyTorch operators") as caught:
+            trained(AdamWUpdate(0.02), torch.bfloat16, cpu, steps=2)
+        assert len(caught) == 1
+        trained(AdamWUpdate(0.02), torch.float32, cpu, steps=2)
+        trained(AdamWUpdate(0.02), torch.bfloat16, cpu, steps=2)
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+    torch_steps, cpp_steps = [torch_update.begin] * 2, [cpp_update.begin] * 2
+    assert chosen == torch_steps + cpp_steps + torch_steps
+    assert asked == [16, 32]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="chooses the compiler by an environment variable")
 def test_without_a_compiler_pytorch_steps_after_one_warning(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSED_BALANCED_LOSS_CACHE", str(tmp_path))
