@@ -157,7 +157,8 @@ def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Te
         loss: from logits [n, C] and targets (SparseTargets, or what the collator gave) to the mean loss.
 
     Raises:
-        ValueError: for a loss whose reduction is not the mean.
+        ValueError: for a loss whose reduction is not the mean, and in a step for label ids of another number of labels
+            than the model's.
     """
     if getattr(loss, "reduction", "mean") != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")  # type: ignore[attr-defined]
@@ -175,9 +176,10 @@ def to_targets(labels: Any, num_labels: int, num_items_in_batch: Tensor | int | 
 
     Raises:
         TypeError: for no labels, and for SparseTargets in training.
+        ValueError: for label ids of another number of labels than the model's.
     """
     if isinstance(labels, SparseTargets) and num_items_in_batch is None and torch.is_grad_enabled():
-        # Trainer cannot count them, and would silently add up accumulated batches instead of their mean.
+        # Trainer cannot count their items, and would silently add up accumulated batches instead of their mean.
         raise TypeError("labels: expected those of DataCollatorForMultiLabel or a dense tensor, got SparseTargets")
     if labels is None:
         raise TypeError("labels: expected label ids or a dense tensor under 'labels' in every batch, got None")
@@ -202,6 +204,9 @@ def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
 
     Args:
         metric: counts, and is reset after each evaluation; reset it yourself after one that was interrupted.
+
+    Raises in an evaluation:
+        ValueError: for label ids of another number of labels than the model's.
     """
 
     def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:

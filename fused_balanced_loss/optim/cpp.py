@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.cpp_build import library, num_threads, pointer
+from ..backends.cpp_build import Macros, available, library, num_threads, pointer
 from .rule import GradientConsumer, Rows, Step, ignore_gradients
 
+_NAME = "classifier_update"
 _BITS = {torch.float32: 32, torch.bfloat16: 16}
 _NONE = 0
 _ONE_A_ROW = 1
@@ -27,6 +28,10 @@ class Variant(NamedTuple):
     bias_bits: int
     first_moment_bits: int
     second_moment_bits: int
+
+    def macros(self) -> Macros:
+        """The macros in the form that ``cpp_build`` takes."""
+        return tuple((name.upper(), value) for name, value in self._asdict().items())
 
 
 class _Settings(ctypes.Structure):
@@ -66,15 +71,19 @@ def variant_of(step: Step) -> Variant:
     )
 
 
+def is_built(variant: Variant) -> bool:
+    """Whether there is a kernel for this variant; builds it at the first question, and warns where that fails."""
+    return available(_NAME, variant.macros())
+
+
 @functools.cache
 def kernel(variant: Variant) -> Callable[..., Any]:
     """The kernel, built at its first use.
 
     Raises:
-        RuntimeError: where it cannot be built.
+        KernelBuildError: where it cannot be built.
     """
-    macros = tuple((name.upper(), value) for name, value in variant._asdict().items())
-    function = library("classifier_update", macros).classifier_update
+    function = library(_NAME, variant.macros()).classifier_update
     address, integer = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [
         # Gradients of weight and bias.

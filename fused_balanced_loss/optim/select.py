@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 
@@ -23,7 +22,7 @@ def select_update(step: Step) -> Callable[[Step], GradientConsumer]:
     if device == "cuda":
         triton = triton_update()
         return eager.begin if triton is None else triton.begin
-    if device == "cpu" and _is_built(cpp.variant_of(step)):
+    if device == "cpu" and cpp.is_built(cpp.variant_of(step)):
         return cpp.begin
     return eager.begin
 
@@ -33,18 +32,3 @@ def triton_update() -> ModuleType | None:
     """The implementation in Triton, or None where Triton cannot be imported."""
     # Where the loss has found no Triton, its warning is enough.
     return None if triton_backend() is None else import_triton("fused_balanced_loss.optim.triton")
-
-
-@functools.cache
-def _is_built(variant: cpp.Variant) -> bool:
-    """Whether the C++ kernel exists for this variant; builds it at the first question."""
-    try:
-        cpp.kernel(variant)
-    except RuntimeError as error:
-        warnings.warn(
-            f"the C++ kernel of the in-place update cannot be built ({str(error).partition(chr(10))[0]}); "
-            "PyTorch operators take its place, which are slower",
-            stacklevel=2,
-        )
-        return False
-    return True
