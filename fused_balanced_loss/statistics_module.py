@@ -1,48 +1,178 @@
-"""What the modules of the losses share: label counts as buffers."""
+"""Label counts as buffers of a module, and the LabelStatistics derived from them."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .backends.constants import label_constants
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 
+_CHANGED = (
+    "counts, num_samples: expected the values of the last call, but the buffers were changed where this call cannot "
+    "follow. Assign module.statistics or load a state dict, on all ranks, or call the module once by itself, outside "
+    "of torch.compile and DistributedDataParallel"
+)
+
+
+class _Seen:
+    """What tells that two tensors have not changed, without a look at their values: object, version and address.
+
+    The references are weak, and ids would not do: a new tensor can have the id and the address of one that is gone.
+    """
+
+    __slots__ = ("first", "second", "state")
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = weakref.ref(first), weakref.ref(second)
+        self.state = first._version, second._version, first.data_ptr(), second.data_ptr()
+
+    def are_still(self, first: Tensor, second: Tensor) -> bool:
+        return (
+            self.first() is first
+            and self.second() is second
+            and (first._version, second._version, first.data_ptr(), second.data_ptr()) == self.state
+        )
+
 
 class StatisticsModule(nn.Module):
-    """A module with a ``spec`` whose label counts ``state_dict``, ``.to()`` and ``copy.deepcopy`` carry."""
+    """A module with a ``spec`` and the label counts of the training set.
+
+    The buffers ``counts``, int64 [C], and ``num_samples``, int64 [], hold the counts; :attr:`statistics` is derived
+    from them. So whatever changes the buffers changes the loss: ``load_state_dict``, ``torch.func.functional_call``, a
+    broadcast of DistributedDataParallel, an assignment.
+
+    A call finds out by object, version and address that the buffers are still the same, without a look at their values.
+    Two kinds of calls do not see a new version:
+
+    - One inside of DistributedDataParallel, which broadcasts the buffers at each forward. On a CPU the values are
+      compared. On a GPU, where that would wait for the device, an assertion of the device fails where the first rank's
+      counts have changed since the module was wrapped.
+    - A compiled call, in which the counts are constants. An assignment to :attr:`statistics` and ``load_state_dict``
+      are seen; after another change the call raises RuntimeError (on a GPU, an assertion of the device fails).
+    """
 
     spec: LossSpec
-    statistics: LabelStatistics | None
     counts: Tensor | None
     num_samples: Tensor | None
 
-    def keep_statistics(self, statistics: LabelStatistics | None) -> None:
-        """Registers the buffers; called once, by the constructor."""
-        self.statistics = statistics
-        device = None if statistics is None else torch.get_default_device()
-        self.register_buffer("counts", None if statistics is None else statistics.counts.to(device, copy=True))
-        self.register_buffer(
-            "num_samples", None if statistics is None else torch.tensor(statistics.num_samples, device=device)
-        )
-        self._prepare()
+    # The statistics of the buffers as they were last seen, and a copy of their counts on the device of the buffer.
+    _derived: LabelStatistics | None = None
+    _snapshot: Tensor | None = None
+    _seen: _Seen | None = None
 
-    def _prepare(self) -> None:
-        """Has the constants at hand before the first call, which may be traced or captured."""
-        if self.counts is not None and self.counts.device.type != "meta":
-            label_constants(self.statistics, self.spec, torch.float32, self.counts.device)
+    def keep_statistics(self, statistics: LabelStatistics | None) -> None:
+        """Registers the buffers; the constructor calls it once."""
+        for name, value in _buffer_values(statistics).items():
+            self.register_buffer(name, value)
+        self._remember(statistics)
+
+    @property
+    def statistics(self) -> LabelStatistics | None:
+        """The LabelStatistics of the buffers; those that were last seen where the buffers have no values.
+
+        An assignment writes the buffers in place. It raises TypeError or ValueError for None where the spec needs
+        statistics, and for another number of labels.
+        """
+        if torch.compiler.is_compiling():
+            return self._compiled_statistics()
+        counts, num_samples = self._buffers["counts"], self._buffers["num_samples"]
+        if counts is None or num_samples is None:
+            return None
+        seen = self._seen
+        if seen is not None and seen.are_still(counts, num_samples):
+            if not _is_broadcast():
+                return self._derived
+            if counts.device.type != "cpu":
+                torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
+                return self._derived
+        if _has_values(counts) and _has_values(num_samples):
+            self._remember(self._derive(counts, num_samples))
+        return self._derived
+
+    @statistics.setter
+    def statistics(self, statistics: LabelStatistics | None) -> None:
+        if statistics is not None and not isinstance(statistics, LabelStatistics):
+            raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
+        if statistics is None and self.spec.needs_statistics:
+            raise ValueError(
+                "statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None"
+            )
+        if statistics is None or self.counts is None:
+            for name, value in _buffer_values(statistics).items():
+                setattr(self, name, value)
+        elif statistics.num_labels != len(self.counts):
+            raise ValueError(f"statistics: expected {len(self.counts)} labels, got {statistics.num_labels}")
+        else:
+            self._write(statistics)
+        self._remember(statistics)
+
+    def _write(self, statistics: LabelStatistics) -> None:
+        """Writes the buffers in place, so that whoever shares them sees the change."""
+        for buffer, value in ((self.counts, statistics.counts), (self.num_samples, statistics.num_samples)):
+            assert buffer is not None
+            if _has_values(buffer):
+                # A DTensor takes no values from a plain tensor; its local part does.
+                local: Tensor = buffer.to_local() if hasattr(buffer, "to_local") else buffer
+                with torch.no_grad(), torch.inference_mode(local.is_inference()):
+                    local.copy_(torch.as_tensor(value, device="cpu"))
+
+    def _derive(self, counts: Tensor, num_samples: Tensor) -> LabelStatistics | None:
+        """The statistics of the buffers; the same object as before where the values are the same."""
+        # A module that `distribute_module` has given a mesh keeps its buffers as DTensors.
+        counts, num_samples = (
+            part.full_tensor() if hasattr(part, "full_tensor") else part for part in (counts, num_samples)
+        )
+        snapshot = self._snapshot
+        comparable = snapshot is not None and (snapshot.device, snapshot.shape) == (counts.device, counts.shape)
+        if comparable and bool(self._same_values(counts, num_samples)):
+            return self._derived
+        return LabelStatistics.from_counts(counts, int(num_samples), degenerate="ignore")
+
+    def _same_values(self, counts: Tensor, num_samples: Tensor) -> Tensor:
+        """bool [], whether the buffers hold the values that were last seen; without waiting for their device."""
+        assert self._derived is not None and self._snapshot is not None
+        return counts.eq(self._snapshot).all() & num_samples.eq(self._derived.num_samples)
+
+    def _compiled_statistics(self) -> LabelStatistics | None:
+        """The statistics as a constant of the graph, which compares the buffers with it when it runs."""
+        counts, num_samples = self.counts, self.num_samples
+        if counts is None or num_samples is None or self._snapshot is None:
+            return self._derived
+        torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
+        return self._derived
+
+    def _remember(self, statistics: LabelStatistics | None) -> None:
+        """Takes ``statistics`` as those of the buffers, and makes the constants of the loss.
+
+        They are made here, because the next call may be traced or captured in a CUDA graph.
+        """
+        counts, num_samples = self.counts, self.num_samples
+        if statistics is not self._derived:
+            self._derived, self._snapshot = statistics, None
+        if statistics is None or counts is None or num_samples is None or not _has_values(counts):
+            self._seen = None
+            return
+        if self._snapshot is None or self._snapshot.device != counts.device:
+            self._snapshot = statistics.counts.to(counts.device)
+        # An inference tensor has no version, so its values are compared at each call.
+        unversioned = counts.is_inference() or num_samples.is_inference()
+        self._seen = None if unversioned else _Seen(counts, num_samples)
+        label_constants(statistics, self.spec, torch.float32, counts.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StatisticsModule:
+        statistics = self.statistics
         super()._apply(fn, recurse)
-        if self.statistics is not None and self.counts is not None and self.num_samples is not None:
-            # ``to_empty`` gives the buffers new memory.
-            with torch.inference_mode(self.counts.is_inference()):
-                self.counts.copy_(self.statistics.counts)
-                self.num_samples.fill_(self.statistics.num_samples)
-        self._prepare()
+        if statistics is not None:
+            # `to_empty` gives the buffers new memory, whose values are not those of the counts.
+            self._write(statistics)
+        self._remember(statistics)
         return self
 
     def _load_from_state_dict(
@@ -55,12 +185,49 @@ class StatisticsModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        before = len(error_msgs)
+        before, buffers, failures = self._known_statistics(), dict(self._buffers), len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if len(error_msgs) > before or self.counts is None or self.num_samples is None:
-            return
-        if self.counts.device.type != "meta":
-            self.statistics = LabelStatistics.from_counts(self.counts, int(self.num_samples), degenerate="ignore")
-            self._prepare()
+        try:
+            # The constants are made now, and counts that are none are reported here.
+            _ = self.statistics
+        except (TypeError, ValueError) as error:
+            if len(error_msgs) == failures:
+                error_msgs.append(f"{prefix}{error}")
+        if len(error_msgs) > failures and before is not None:
+            # One buffer may have been loaded before the other was refused.
+            self._buffers.update(buffers)
+            self._write(before)
+            self._remember(before)
+
+    def _known_statistics(self) -> LabelStatistics | None:
+        """The statistics; None also where the buffers hold none, as those of a broken file."""
+        try:
+            return self.statistics
+        except (TypeError, ValueError):
+            return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references cannot be pickled, and a copy has other buffers.
+        return {**self.__dict__, "_seen": None}
+
+
+def _buffer_values(statistics: LabelStatistics | None) -> dict[str, Tensor | None]:
+    if statistics is None:
+        return {"counts": None, "num_samples": None}
+    device = torch.get_default_device()
+    return {
+        "counts": statistics.counts.to(device, copy=True),
+        "num_samples": torch.tensor(statistics.num_samples, device=device),
+    }
+
+
+def _is_broadcast() -> bool:
+    """Whether a DistributedDataParallel is in its forward and has broadcast the buffers, which keep their version."""
+    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+    return wrapper is not None and wrapper.will_sync_module_buffers()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.device.type != "meta" and not isinstance(tensor, FakeTensor)

@@ -1,9 +1,5 @@
 """The losses as modules."""
 
-import copy
-import io
-import warnings
-
 import pytest
 import torch
 from agreement import assert_same_but_for_rounding
@@ -128,100 +124,6 @@ def test_statistics_are_needed_at_construction(name):
         getattr(fbl, name)(None)
 
 
-def test_state_dict_carries_the_counts():
-    state = DistributionBalancedLoss(STATISTICS).state_dict()
-    assert set(state) == {"counts", "num_samples"}
-    assert torch.equal(state["counts"], STATISTICS.counts)
-    assert state["counts"].dtype == state["num_samples"].dtype == torch.int64
-    assert state["num_samples"].item() == 100
-    assert state["counts"].data_ptr() != STATISTICS.counts.data_ptr()
-
-
-@pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("name", sorted({name for name, _, _ in NAMED} - {"FocalLoss"}))
-def test_loading_a_state_dict_replaces_the_statistics(name, assign):
-    make = getattr(fbl, name)
-    logits, targets = batch()
-    module, other = make(STATISTICS), make(OTHER)
-    before = module(logits, targets)
-    file = io.BytesIO()
-    torch.save(other.state_dict(), file)
-    file.seek(0)
-    module.load_state_dict(torch.load(file, weights_only=True), assign=assign)
-    assert module.statistics == OTHER
-    after = module(logits, targets)
-    assert_same_but_for_rounding(after, other(logits, targets))
-    assert abs(after / before - 1) > 1e-3
-    # The statistics that the module was built from, and those of other modules, stay what they were.
-    assert STATISTICS.counts.tolist() == [1, 30, 4, 70, 11, 2, 55]
-    assert_same_but_for_rounding(make(STATISTICS)(logits, targets), before)
-
-
-def test_loading_works_as_part_of_a_model():
-    model = nn.ModuleDict({"loss": DistributionBalancedLoss(STATISTICS)})
-    model.load_state_dict(nn.ModuleDict({"loss": DistributionBalancedLoss(OTHER)}).state_dict())
-    assert model["loss"].statistics == OTHER
-
-
-def test_loading_degenerate_counts_does_not_warn_again():
-    with pytest.warns(UserWarning, match="counts: 1 of 7"):
-        degenerate = LabelStatistics.from_counts([0, 30, 4, 70, 11, 2, 55], 100)
-    module = DistributionBalancedLoss(STATISTICS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        module.load_state_dict(DistributionBalancedLoss(degenerate).state_dict())
-    assert module.statistics == degenerate
-
-
-def test_loading_another_number_of_labels_fails_and_changes_nothing():
-    module = DistributionBalancedLoss(STATISTICS)
-    other = DistributionBalancedLoss(LabelStatistics.from_counts([1, 2], 4))
-    with pytest.raises(RuntimeError, match="size mismatch for counts"):
-        module.load_state_dict(other.state_dict())
-    assert module.statistics.counts.tolist() == STATISTICS.counts.tolist()
-
-
-@pytest.mark.parametrize(
-    "convert",
-    [
-        lambda module: module.to(torch.bfloat16),
-        nn.Module.half,
-        nn.Module.bfloat16,
-        nn.Module.double,
-        lambda module: module.to("cpu", torch.float16),
-    ],
-)
-def test_conversion_of_the_model_leaves_counts_and_result_alone(convert):
-    # 2049 and 100001 do not exist in half precision.
-    statistics = LabelStatistics.from_counts([2049, 99999, 257, 70, 11, 2, 50001], 100001)
-    module = DistributionBalancedLoss(statistics)
-    logits, targets = batch()
-    before = value_and_gradient(module, targets, logits=logits)
-    model = nn.ModuleList([module])
-    assert convert(model) is model
-    assert module.counts.tolist() == statistics.counts.tolist()
-    assert module.num_samples.item() == 100001
-    assert module.counts.dtype == module.num_samples.dtype == torch.int64
-    after = value_and_gradient(module, targets, logits=logits)
-    assert_same_but_for_rounding(before, after)
-    assert module.state_dict()["counts"].dtype == torch.int64
-
-
-def test_a_module_made_in_inference_mode_moves():
-    with torch.inference_mode():
-        module = DistributionBalancedLoss(STATISTICS)
-    module.to("cpu").double()
-    assert torch.equal(module.counts, STATISTICS.counts.to(module.counts))
-
-
-@pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_to_empty_keeps_the_counts(device):
-    with torch.device(device):
-        loss = DistributionBalancedLoss(STATISTICS)
-    loss.to_empty(device="cpu")
-    assert torch.equal(loss.counts, STATISTICS.counts) and loss.num_samples == 100
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_result_is_float32_or_float64(dtype):
     logits, targets = batch(dtype=dtype, requires_grad=True)
@@ -229,34 +131,6 @@ def test_result_is_float32_or_float64(dtype):
     loss.backward()
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert logits.grad.dtype == dtype
-
-
-def saved_and_loaded(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, saved_and_loaded])
-@pytest.mark.parametrize("statistics", [STATISTICS, None])
-def test_copies_compute_the_same_and_share_nothing(statistics, duplicate, used):
-    module = BalancedLoss(LossSpec.preset("DB" if statistics else "FL"), statistics, reduction="sum")
-    logits, targets = batch()
-    if used:
-        module(logits, targets)
-    other = duplicate(module)
-    assert type(other) is BalancedLoss
-    assert (other.spec, other.reduction, other.impl) == (module.spec, "sum", "auto")
-    assert other.statistics == module.statistics
-    assert_same_but_for_rounding(other(logits, targets), module(logits, targets))
-    if statistics is not None:
-        before = module(logits, targets)
-        other.load_state_dict(DistributionBalancedLoss(OTHER).state_dict())
-        assert module.statistics == STATISTICS
-        assert module.counts.tolist() == STATISTICS.counts.tolist()
-        assert_same_but_for_rounding(module(logits, targets), before)
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in NAMED}))
@@ -400,9 +274,3 @@ def test_extra_repr():
     ):
         assert part in text
     assert "statistics=None" in repr(fbl.FocalLoss())
-
-
-def test_repr_follows_a_loaded_state():
-    module = DistributionBalancedLoss(STATISTICS)
-    module.load_state_dict(DistributionBalancedLoss(OTHER).state_dict())
-    assert "num_samples=200" in repr(module)

@@ -39,7 +39,7 @@ class LabelShard:
     def check_batch(self, features: Tensor, batch: Batch) -> None:
         """Raises ValueError on all ranks unless they have the same features [N, D] and the same batch."""
         if self._check and len(features):
-            check_batch(features, batch.targets, self._group)
+            check_batch(features, batch.targets, batch.sample_weight, batch.label_mask, self._group)
 
     def logits(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Logits [N, C] of all labels, which all ranks differentiate alike."""

@@ -33,7 +33,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
     """:class:`LinearBalancedLoss` whose weight and bias are DTensors, ``Shard(0)`` over a mesh of ranks.
 
     The ranks of ``mesh`` share a batch: features, targets (of all C labels, as are statistics and mask), sample weights
-    and, where the encoder has dropout, the seed; the first training call checks features and targets. A step sends the
+    and, where the encoder has dropout, the seed; the first training call compares all but the seed. A step sends the
     loss, one number, and the gradient of the features, [N, D] in float32, summed over the ranks. Loss and features'
     gradient are then those of the whole classifier on every rank.
 

@@ -1,4 +1,4 @@
-"""Which labels each rank has, and the DTensors made of them."""
+"""The labels of each rank, and the DTensors that the ranks' rows make up."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-# Labels that are initialised from one seed, whatever rank holds them.
+# So many labels are initialised from one seed, whichever ranks hold them.
 _BLOCK = 1024
 
 
 def shard_sizes(num_labels: int, num_ranks: int) -> list[int]:
-    """Labels of each rank, as ``Shard(0)`` deals them out: like ``torch.chunk``, so that the last may have none."""
+    """The number of labels of each rank, as by ``Shard(0)`` and ``torch.chunk``: the last ranks may have none."""
     size = -(-num_labels // num_ranks)
     return [max(0, min(size, num_labels - rank * size)) for rank in range(num_ranks)]
 
 
 def sharded(local: Tensor, mesh: DeviceMesh, num_labels: int) -> DTensor:
-    """The DTensor of all labels, from this rank's rows."""
+    """The DTensor [num_labels, ...] whose rows on this rank are ``local``, [rows, ...]."""
     shape = torch.Size([num_labels, *local.shape[1:]])
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(local, mesh, [Shard(0)], shape=shape, stride=stride)
 
 
 def local(part: Tensor) -> Tensor:
-    """This rank's rows of a DTensor, differentiable."""
+    """This rank's rows of a DTensor; differentiable."""
     assert isinstance(part, DTensor)
     return part.to_local()
 
@@ -37,7 +37,7 @@ def local(part: Tensor) -> Tensor:
 def fill_uniform(parts: Sequence[Tensor], first_label: int, seed: int) -> None:
     """Fills a shard's weight [rows, D] and bias [rows] uniformly within 1 / sqrt(D).
 
-    What a label gets depends on the seed and on the label, not on the shard.
+    The values of a label depend on the seed and on the label, not on the number of shards.
     """
     rows, num_features = parts[0].shape
     bound = 1 / math.sqrt(num_features)
@@ -52,7 +52,12 @@ def fill_uniform(parts: Sequence[Tensor], first_label: int, seed: int) -> None:
 
 
 def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
-    """The one-dimensional mesh; raises TypeError or ValueError for anything else."""
+    """A one-dimensional mesh, also from a process group.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for a mesh of several dimensions, and for one that this rank is not part of.
+    """
     if isinstance(mesh, dist.ProcessGroup):
         backend = dist.get_backend(mesh)
         return DeviceMesh.from_group(mesh, "cuda" if "nccl" in backend else "cpu")

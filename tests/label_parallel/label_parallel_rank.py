@@ -389,6 +389,37 @@ def errors_name_what_is_wrong():
         pair(db, statistics, mesh)[1](features * (1 + rank), dense)
 
 
+@check(2, 4)
+def the_first_call_compares_weights_and_masks():
+    mesh, last = world(), dist.get_rank() == dist.get_world_size() - 1
+    features, dense, statistics = data()
+    weight = torch.linspace(0.5, 2, N, dtype=torch.float64)
+    mask = torch.rand(N, C, generator=torch.Generator().manual_seed(5)) < 0.8
+    other_mask = mask.clone()
+    other_mask[N - 1, C - 1] ^= True
+    where = f"[{dist.get_world_size() - 1}]"
+    for name, (common, other) in {
+        "sample_weight": (weight, weight * (1 + 1e-9)),
+        "sample_weight ": (weight, weight.float()),
+        "sample_weight  ": (weight, None),
+        "sample_weight   ": (None, weight),
+        "label_mask": (mask, other_mask),
+        "label_mask ": (mask, None),
+        "label_mask  ": (None, mask[0]),
+    }.items():
+        argument = name.strip()
+        _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+        with raises(ValueError, f"{argument}: expected the same on all", where):
+            shards(features, dense, **{argument: other if last else common})
+        # The ranks agree: the call goes on, in whatever form the mask comes.
+        shards(features, dense, **{argument: common})
+    _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+    shards(features, dense, label_mask=mask[0] if last else mask[:1].expand(N, -1))
+    _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+    with raises(ValueError, "targets: expected the same on all"):
+        shards(features, dense.to(torch.uint8) if last else dense)
+
+
 def square_mesh():
     return init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("data", "label"))
 
