@@ -56,7 +56,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _kept(case: Case, arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """Targets as float64 [N, C], and the elements that no mask leaves out."""
+    """Targets as float64 [N, C], and the elements that no mask leaves out; copies, with which autograd may work."""
     number = math.prod(case.rows)
     targets = arguments.targets
     if isinstance(targets, SparseTargets):
@@ -70,7 +70,7 @@ def _kept(case: Case, arguments: Arguments) -> tuple[Tensor, Tensor]:
         kept = arguments.tensors["label_mask"].expand(*case.rows, case.labels).reshape(number, case.labels)
     if case.ignore_index is not None:
         kept = kept & (y != case.ignore_index)
-    return y, kept
+    return y.clone(), kept.clone()
 
 
 def _expected_errors(case: Case, arguments: Arguments) -> set[str]:
@@ -177,7 +177,7 @@ def _batch(case: Case, arguments: Arguments, z: Tensor, z_error: Tensor | float 
     number = math.prod(case.rows)
     weight = torch.ones(number, dtype=torch.float64)
     if case.sample_weight:
-        weight = arguments.tensors["sample_weight"].detach().double().reshape(number)
+        weight = arguments.tensors["sample_weight"].detach().double().reshape(number).clone()
     counts = arguments.counts.clamp(1, case.num_train - 1).double()
     return Batch(z, y, kept, weight, counts, case.num_train, z_error)
 
@@ -200,7 +200,7 @@ def _total(values: Tensor, margins: Tensor, free: Tensor, eps: float, divisor: f
 
 
 def _judge(case: Case, arguments: Arguments, results: list[Tensor]) -> str | None:
-    z = arguments.tensors["logits"].detach().double().reshape(math.prod(case.rows), case.labels)
+    z = arguments.tensors["logits"].detach().double().reshape(math.prod(case.rows), case.labels).clone()
     batch, eps = _batch(case, arguments, z), _eps(case.dtype)
     truth = exact(batch, case.spec, eps)
     divisor, shape = _divisor(case, batch), (*case.rows, case.labels)

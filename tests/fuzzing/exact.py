@@ -68,7 +68,8 @@ def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     loss, slope = _parts(t, label, spec)
     below, above = _parts(t - off, label, spec), _parts(t + off, label, spec)
     kept, results = batch.kept, []
-    tiny = 1e-36 if eps > 1e-12 else 1e-300
+    # eps squared of an element's weight is below the last digit of whatever the element is added to.
+    tiny = eps**2 * weight.abs().clamp(min=1e-20)
     for value, low, high, chain in (
         (loss, below[0], above[0], factor),
         (slope, below[1], above[1], factor * dt_dz),
