@@ -14,35 +14,7 @@ from .element import (
     load_shift,
 )
 from .labels import any_label, dense_label, search_label, tile_labels
-
-
-@triton.jit
-def last_to_arrive(place, value, counter_ptr, number):
-    """Stores ``value``. True in the last of ``number`` programs to come here, which may read what the others stored."""
-    tl.store(place, value)
-    tl.debug_barrier()
-    return tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == number - 1
-
-
-@triton.jit
-def finish_sum(partial_ptr, counter_ptr, loss_ptr, value, scale, num_partials, TEAM: tl.constexpr):
-    """Adds up the programs' sums. The last program of a team to arrive adds up the team's sums, and the last of these
-    adds up the teams'. Both go in the order of the programs, so the result never depends on the order of arrival.
-
-    partial_ptr: [programs + teams]. counter_ptr: [1 + teams], zeros.
-    """
-    team = tl.program_id(0) // TEAM
-    num_teams = tl.cdiv(num_partials, TEAM)
-    members = tl.minimum(num_partials - team * TEAM, TEAM)
-    if last_to_arrive(partial_ptr + tl.program_id(0), value, counter_ptr + 1 + team, members):
-        index = tl.arange(0, TEAM)
-        own = tl.load(partial_ptr + team * TEAM + index, mask=index < members, other=0.0, volatile=True)
-        team_ptr = partial_ptr + num_partials
-        if last_to_arrive(team_ptr + team, tl.sum(own), counter_ptr, num_teams):
-            total = tl.zeros([TEAM], value.dtype)
-            for begin in range(0, num_teams, TEAM):
-                total += tl.load(team_ptr + begin + index, mask=begin + index < num_teams, other=0.0, volatile=True)
-            tl.store(loss_ptr, tl.sum(total) * scale)
+from .ordered_sum import finish_sum
 
 
 @triton.jit
@@ -165,10 +137,10 @@ def logits_loss_kernel(
 ):
     """Loss and gradient, by main programs and fringe programs; kernels/README.md draws them.
 
-    A main program computes one tile, GROUPS * VECTOR columns, of up to ``rows_each`` rows. The first tile of a row begins
-    at the row's first 16-byte boundary, and every access moves VECTOR elements, 16 bytes. Rows that are PERIOD apart
-    begin at the same distance from a boundary. A program takes such rows, so its columns stay the same and it keeps
-    their constants in registers. Most tiles hold no label; these take a shorter way.
+    A main program computes one tile, GROUPS * VECTOR columns, of up to ``rows_each`` rows. The first tile of a row
+    begins at the row's first 16-byte boundary, and every access moves VECTOR elements, 16 bytes. Rows that are PERIOD
+    apart begin at the same distance from a boundary. A program takes such rows, so its columns stay the same and it
+    keeps their constants in registers. Most tiles hold no label; these take a shorter way.
 
     The elements of a row before its first boundary and after its last are fewer than VECTOR at either end. The fringe
     programs compute them. With VECTOR = 1 there is no fringe, and rows may begin anywhere.
