@@ -127,7 +127,7 @@ def _row_terms(problem: Problem) -> RowTerms:
             CSR=csr,
             REBALANCED=rebalanced,
             HAS_ROW_SUM=problem.row_sum is not None,
-            TILE=cut.vector * cut.groupss,
+            TILE=cut.vector * cut.groups,
             VECTOR=cut.vector,
             BLOCK=64 if csr else 1024,
         )
