@@ -77,7 +77,7 @@ def check_transforms(name: str, tensor: Tensor) -> None:
     """Raises RuntimeError under torch.jit.trace and forward-mode differentiation, which would lose what kernels do."""
     if torch.compiler.is_compiling():
         return
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise RuntimeError(f"{name}: expected no torch.jit.trace, which cannot record the kernels; use torch.export")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(f"{name}: expected no tangent, as the losses have no forward-mode derivative (jvp)")

@@ -193,7 +193,7 @@ class LabelStatistics:
         Raises:
             OSError: naming the path, where it cannot be written or is a folder or a device.
         """
-        arrays = {"counts": self.counts.numpy(), "num_samples": np.int64(self.num_samples)}
+        arrays: dict[str, Any] = {"counts": self.counts.numpy(), "num_samples": np.int64(self.num_samples)}
         # The file that a link leads to is replaced; the link stays.
         target = os.path.realpath(path)
         if os.path.exists(target) and not os.path.isfile(target):

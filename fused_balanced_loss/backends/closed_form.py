@@ -158,6 +158,7 @@ _compiled: dict[tuple[LossSpec, Want], Callable[..., Any]] = {}
 
 
 def _run_compiled(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
+    tensors: Any
     *tensors, scale, spec, want = arguments
     if torch.compiler.is_compiling():
         # The caller is being compiled, and this with it.

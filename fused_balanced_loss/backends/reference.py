@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spec import LossSpec
 from ..targets import SparseTargets
 from .problem import Problem
 
@@ -33,11 +34,12 @@ class _Finite(torch.autograd.Function):
 def loss(problem: Problem) -> Tensor:
     """Loss [N, C] of each element, differentiable by the logits (Huang et al., EMNLP 2021, equations 1 to 10)."""
     spec, statistics = problem.spec, problem.statistics
+    mask, row_weight = _savable(problem.label_mask), _savable(problem.row_weight)
     z = problem.logits.double() if problem.logits.dtype == torch.float64 else problem.logits.float()
     finite: Tensor = _Finite.apply(z)
-    if problem.label_mask is not None:
+    if mask is not None:
         # What is masked must not meet the equations: zero times the derivative of a NaN is NaN.
-        finite = torch.where(problem.label_mask, finite, 0.0)
+        finite = torch.where(mask, finite, 0.0)
     targets = problem.targets.to_dense(torch.bool) if isinstance(problem.targets, SparseTargets) else problem.targets
     y = targets == 1
     # The constants are rounded once, to the dtype of the result: N_train - n must not be.
@@ -59,13 +61,18 @@ def loss(problem: Problem) -> Tensor:
         shifted = torch.where(excess <= 0, torch.zeros_like(excess), excess)
         element = torch.where(y, element, shifted**gamma_negative * -torch.log1p(-shifted))
     factor = _by_class(y, spec.positive_factor, spec.negative_factor / spec.lam, z)
-    result = factor * _weight(problem, y, n).to(z.dtype) * element
+    result = factor * _weight(spec, row_weight, y, n).to(z.dtype) * element
 
     wrong = torch.isinf(z) & (t < 0)
     result = result + torch.where(wrong, math.inf, 0.0).to(z.dtype)
     if targets.dtype != torch.bool:
         result = torch.where((targets == 0) | y, result, math.nan)
-    return result if problem.label_mask is None else torch.where(problem.label_mask, result, 0.0)
+    return result if mask is None else torch.where(mask, result, 0.0)
+
+
+def _savable(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, or a copy of one that inference mode has made, which autograd cannot save."""
+    return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -77,12 +84,11 @@ def _by_class(y: Tensor, positive: float, negative: float, like: Tensor) -> Tens
     return torch.where(y, like.new_full((), positive), like.new_full((), negative))
 
 
-def _weight(problem: Problem, y: Tensor, n: Tensor | None) -> Tensor:
+def _weight(spec: LossSpec, row_weight: Tensor | None, y: Tensor, n: Tensor | None) -> Tensor:
     """Weight of each element, float64, [N, C] or what broadcasts to it."""
-    spec = problem.spec
     w = torch.ones(y.shape, dtype=torch.float64, device=y.device)
-    if problem.row_weight is not None:
-        w = w * problem.row_weight[:, None].double()
+    if row_weight is not None:
+        w = w * row_weight[:, None].double()
     if n is None or spec.weighting == "none" or spec.pooling != "label":
         return w
     if spec.weighting == "rebalanced":

@@ -74,9 +74,9 @@ class UpdatingLoss(torch.autograd.Function):
         chunked: ChunkedPass = ctx.chunked
         finite = torch.isfinite(loss) & torch.isfinite(upstream)
         factor = upstream * chunked.scale
-        sink = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), factor, finite)
+        take_gradients = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), factor, finite)
         wants = (ctx.needs_input_grad[0], True, True)
-        _, gradients = chunked.run(features, weight, bias, wants=wants, sink=sink)
+        _, gradients = chunked.run(features, weight, bias, wants=wants, take_gradients=take_gradients)
         torch.autograd.graph.increment_version(weight)
         if bias is not None:
             torch.autograd.graph.increment_version(bias)

@@ -80,15 +80,16 @@ class ChunkedPass:
         bias: Tensor | None,
         *,
         wants: tuple[bool, bool, bool] = (False, False, False),
-        sink: GradientConsumer | None = None,
+        take_gradients: GradientConsumer | None = None,
     ) -> tuple[Tensor, Gradients]:
         """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
 
         Args:
             features: [N, D]. weight: [C, D]. bias: [C], or None. Another dtype than that of the products is converted,
                 the weight's chunk by chunk.
-            wants: whether the gradients of features, weight and bias are wanted. With ``sink`` those of weight and bias
-                go there chunk by chunk, unscaled, and never exist whole.
+            wants: whether the gradients of features, weight and bias are wanted.
+            take_gradients: gets the gradients of weight and bias chunk by chunk, unscaled, so that they never exist
+                whole.
         """
         features, weight = features.detach().to(self.dtype), weight.detach()
         exact = compute_dtype(self.dtype)
@@ -98,8 +99,8 @@ class ChunkedPass:
         buffer = features.new_empty(len(features), width)
         loss = torch.zeros((), dtype=exact, device=features.device)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
-        d_weight = empty(weight.shape, weight.dtype, weight.device) if want_weight and sink is None else None
-        d_bias = features.new_empty(len(weight), dtype=exact) if want_bias and sink is None else None
+        d_weight = empty(weight.shape, weight.dtype, weight.device) if want_weight and take_gradients is None else None
+        d_bias = features.new_empty(len(weight), dtype=exact) if want_bias and take_gradients is None else None
         product: Tensor | None = None
         for rows, problem in self._chunks:
             w = weight[rows].to(self.dtype)
@@ -117,12 +118,12 @@ class ChunkedPass:
             # This product comes before the weight's rows may change.
             if d_features is not None:
                 _add_product(d_features, logits, w)
-            if sink is not None:
+            if take_gradients is not None:
                 if product is None and exact == self.dtype:
                     # One product for all chunks is memory that is in cache already.
                     product = features.new_empty(self._chunks.size, features.shape[1])
                 out = None if product is None else product[: len(w)]
-                sink(rows, _product(logits.t(), features, out), logits.sum(0, dtype=exact))
+                take_gradients(rows, _product(logits.t(), features, out), logits.sum(0, dtype=exact))
                 continue
             if d_bias is not None:
                 torch.sum(logits, 0, dtype=exact, out=d_bias[rows])

@@ -39,13 +39,13 @@ class ShardUpdate:
             return self._update.step(weight, bias, factor, finite)
         everywhere = finite.to(torch.uint8)
         dist.all_reduce(everywhere, dist.ReduceOp.MIN, group=group)
-        sink = self._update.step(weight, bias, torch.ones_like(factor), everywhere.bool())
+        take_gradients = self._update.step(weight, bias, torch.ones_like(factor), everywhere.bool())
 
-        def averaging_sink(rows: slice, d_weight: Tensor, d_bias: Tensor) -> None:
+        def take_averaged(rows: slice, d_weight: Tensor, d_bias: Tensor) -> None:
             # The ranks' factors differ where their batches do.
-            sink(rows, averaged(d_weight * factor, group), averaged(d_bias * factor, group))
+            take_gradients(rows, averaged(d_weight * factor, group), averaged(d_bias * factor, group))
 
-        return averaging_sink
+        return take_averaged
 
 
 def shard_state(
