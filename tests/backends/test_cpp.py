@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -438,6 +439,28 @@ def test_what_the_kernel_does_not_take():
     assert "Wrapped" in cpp.unavailable(call._replace(logits=logits.as_subclass(Wrapped)))
 
 
+def test_a_missing_compiler_is_a_reason_and_one_warning(monkeypatch, tmp_path):
+    logits, targets, statistics = problem(2, 7)
+    call = as_problem(logits, targets, statistics)
+    monkeypatch.setenv("FUSED_BALANCED_LOSS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    cpp.forget()
+    cpp_build.forget()
+    try:
+        with pytest.warns(UserWarning, match="not available"):
+            reasons = [cpp.unavailable(call)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reasons += [cpp.unavailable(call), cpp.unavailable(call)]
+            loss = balanced_loss(logits, targets, DB, statistics)
+        assert all("no-compiler" in reason for reason in reasons)
+    finally:
+        monkeypatch.undo()
+        cpp.forget()
+        cpp_build.forget()
+    torch.testing.assert_close(cpp.value(call, "sum", 1 / 14), loss)
+
+
 def test_specs_that_change_are_not_kept():
     """A setting that changes from step to step takes no memory and no build."""
     logits, targets, statistics = problem(2, 7)
@@ -454,17 +477,11 @@ def built_for(monkeypatch):
 
     def build(march):
         monkeypatch.setenv("FUSED_BALANCED_LOSS_MARCH", march)
-        flags = tuple(flag for flag in cpp_build._FLAGS if not flag.startswith("-march="))
-        if flags != cpp_build._FLAGS:
-            monkeypatch.setattr(cpp_build, "_FLAGS", (*flags, f"-march={march}"))
         forget()
 
     def forget():
         cpp.forget()
-        if hasattr(cpp_build, "forget"):
-            cpp_build.forget()
-        else:
-            cpp_build.library.cache_clear()
+        cpp_build.forget()
 
     yield build
     monkeypatch.undo()
@@ -501,19 +518,14 @@ def test_builds_for_other_processors(march, dtype, built_for):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiles_for_avx512(dtype, tmp_path):
     """Also where the processor does not run it."""
-    if "x86-64-v4" not in subprocess.run([cpp_build_compiler(), "-Q", "--help=target"], **quietly()).stdout:
+    if "x86-64-v4" not in subprocess.run([cpp_build._compiler()[0], "-Q", "--help=target"], **quietly()).stdout:
         pytest.skip("the compiler does not know x86-64-v4")
     source = Path(cpp_build.__file__).parents[1] / "kernels" / "logits_loss.cpp"
     macros = {"LOGITS": cpp._LOGITS[dtype], "GAMMA": -1, "MARGIN": 1, "BIAS": 1, "REBALANCED": 1, "LABEL_WEIGHT": 1}
     defines = [f"-D{name}={value}" for name, value in macros.items()]
-    command = [cpp_build_compiler(), "-std=c++17", "-O3", "-march=x86-64-v4", *defines, "-c", str(source)]
+    command = [cpp_build._compiler()[0], "-std=c++17", "-O3", "-march=x86-64-v4", *defines, "-c", str(source)]
     done = subprocess.run([*command, "-o", str(tmp_path / "kernel.o")], **quietly())
     assert done.returncode == 0, done.stderr
-
-
-def cpp_build_compiler():
-    chosen = cpp_build._compiler()
-    return chosen if isinstance(chosen, str) else chosen[0]
 
 
 def quietly():
