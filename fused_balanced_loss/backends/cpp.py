@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..spec import LossSpec
 from .closed_form import EAGER
-from .cpp_build import library, num_threads, pointer
+from .cpp_build import KernelBuildError, Macros, available, library, num_threads, pointer
 from .memory import empty
 from .problem import Problem, compute_dtype
 
@@ -51,7 +51,7 @@ def unavailable(problem: Problem) -> str | None:
     if reason is None:
         try:
             _kernel_of(problem)
-        except RuntimeError as error:
+        except KernelBuildError as error:
             reason = str(error)
     return reason
 
@@ -148,7 +148,6 @@ def _run(
 
 
 _Kernel = Callable[[bytes, bytes], Any]
-_Macros = tuple[tuple[str, int], ...]
 
 
 class _Kernels(NamedTuple):
@@ -161,7 +160,7 @@ class _Kernels(NamedTuple):
 
     spec: LossSpec
     numbers: bytes
-    macros: _Macros
+    macros: Macros
     by_key: dict[tuple[torch.dtype, bool, bool, bool], _Kernel]
 
 
@@ -192,15 +191,18 @@ def _numbers(spec: LossSpec) -> bytes:
     return _SPEC.pack(*spec.gammas, spec.probability_margin, spec.alpha, spec.beta, spec.mu, *factors)
 
 
-def _macros(spec: LossSpec) -> _Macros:
+def _macros(spec: LossSpec) -> Macros:
     gamma = spec.gammas[1]
     return ("GAMMA", int(gamma) if gamma in _GAMMAS else _ANY_GAMMA), ("MARGIN", int(spec.probability_margin > 0))
 
 
 @functools.cache
-def _kernel(macros: _Macros, dtype: torch.dtype, has_bias: bool, rebalanced: bool, has_weight: bool) -> _Kernel:
+def _kernel(macros: Macros, dtype: torch.dtype, has_bias: bool, rebalanced: bool, has_weight: bool) -> _Kernel:
     present = (("BIAS", int(has_bias)), ("REBALANCED", int(rebalanced)), ("LABEL_WEIGHT", int(has_weight)))
-    kernel = library("logits_loss", (("LOGITS", _LOGITS[dtype]), *macros, *present)).logits_loss
+    variant = (("LOGITS", _LOGITS[dtype]), *macros, *present)
+    # Only this warns where the kernel cannot be had, and once in a process.
+    available("logits_loss", variant)
+    kernel = library("logits_loss", variant).logits_loss
     kernel.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     kernel.restype = None
     return kernel
