@@ -193,7 +193,6 @@ class LabelStatistics:
         Raises:
             OSError: naming the path, where it cannot be written or is a folder or a device.
         """
-        arrays: dict[str, Any] = {"counts": self.counts.numpy(), "num_samples": np.int64(self.num_samples)}
         # The file that a link leads to is replaced; the link stays.
         target = os.path.realpath(path)
         if os.path.exists(target) and not os.path.isfile(target):
@@ -201,7 +200,7 @@ class LabelStatistics:
         temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
         try:
             with open(temporary, "xb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, counts=self.counts.numpy(), num_samples=np.int64(self.num_samples))
                 file.flush()
                 # Without this a crash of the machine may leave the new name with no content.
                 os.fsync(file.fileno())

@@ -1,10 +1,21 @@
-"""Large fresh tensors on the CPU."""
+"""Large fresh tensors on the CPU, whose memory may be kept for the next one of its size.
+
+Off unless the environment variable ``FUSED_BALANCED_LOSS_KEEP_MEMORY`` is ``1`` when the package is imported. The C
+library takes memory of more than 32 MiB from the system at each allocation, and gives it back when the tensor is freed.
+The system then clears each page at its first use. A step of ``linear_balanced_loss`` with few rows, whose weight
+gradient is large and whose products are small, spends a quarter of its time on that; with many rows it is little. Kept
+memory is still the system's to take whenever it runs short.
+
+With glibc 2.35 or later, ``MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184`` does nearly as much,
+for every tensor of the process; then the memory stays with the process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import mmap
+import os
 import weakref
 from collections.abc import Sequence
 
@@ -12,28 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The C library maps anything larger afresh at each allocation and unmaps it when it is freed; the first touch of each
-# page then costs a fault, together as much as a matrix product over the tensor.
+_ADVICE = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE", "MADV_FREE")
+_KEEPS = os.environ.get("FUSED_BALANCED_LOSS_KEEP_MEMORY") == "1" and all(hasattr(mmap, name) for name in _ADVICE)
+# Bytes from which the C library maps an allocation of its own.
 _MAPPED_FROM = 32 << 20
-# Freed memory that is kept for the next tensor of its size.
+# Freed tensors whose memory is kept.
 _MOST_KEPT = 2
 _kept: list[mmap.mmap] = []
 
-_PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-_ADVICE = (getattr(mmap, "MADV_HUGEPAGE", None), getattr(mmap, "MADV_FREE", None))
-_SUPPORTED = bool(_PRIVATE) and None not in _ADVICE
-
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``torch.empty``; on Linux a large one on the CPU is in huge pages, where the system has them, and takes the
-    memory that the last one of its size has left.
-
-    What is kept in between is the system's to take whenever it runs short (``MADV_FREE``). The storage of a large one
-    cannot be resized.
-    """
+    """``torch.empty``, or a tensor in kept memory, whose storage cannot be resized."""
     count = math.prod(shape)
-    large = device.type == "cpu" and count * dtype.itemsize >= _MAPPED_FROM and _SUPPORTED
-    memory = _take(count * dtype.itemsize) if large else None
+    large = count * dtype.itemsize >= _MAPPED_FROM and device.type == "cpu"
+    memory = _take(count * dtype.itemsize) if large and _KEEPS else None
     if memory is None:
         return torch.empty(shape, dtype=dtype, device=device)
     # The tensor's storage holds the array, whose end is the storage's.
@@ -50,7 +53,7 @@ def _take(num_bytes: int) -> mmap.mmap | None:
                 _kept.remove(memory)
                 return memory
     try:
-        memory = mmap.mmap(-1, num_bytes, flags=_PRIVATE)
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         # It counts as in use where the system promises no more than it has.
         _kept.clear()

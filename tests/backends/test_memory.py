@@ -1,8 +1,11 @@
 """Large tensors on the CPU, whose memory goes from one to the next of its size."""
 
 import gc
+import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="el
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def switched_on(monkeypatch):
+    monkeypatch.setattr(memory, "_KEEPS", True)
     memory._kept.clear()
     yield
     memory._kept.clear()
@@ -80,6 +84,27 @@ def test_few_are_kept():
     del several
     gc.collect()
     assert len(memory._kept) == memory._MOST_KEPT
+
+
+def test_is_off_unless_asked_for():
+    code = "from fused_balanced_loss.backends import memory; print(memory._KEEPS)"
+    for value, expected in ((None, "False"), ("0", "False"), ("1", "True")):
+        environment = {name: text for name, text in os.environ.items() if name != "FUSED_BALANCED_LOSS_KEEP_MEMORY"}
+        if value is not None:
+            environment["FUSED_BALANCED_LOSS_KEEP_MEMORY"] = value
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"PYTHONPATH": str(Path(memory.__file__).parents[2])},
+            capture_output=True, text=True, check=True, timeout=300)  # fmt: skip
+        assert done.stdout.strip() == expected
+
+
+def test_switched_off_nothing_is_kept(monkeypatch):
+    monkeypatch.setattr(memory, "_KEEPS", False)
+    one = large()
+    # Torch's own memory can be resized.
+    one.untyped_storage().resize_(8)
+    del one
+    assert not memory._kept
 
 
 def test_small_ones_and_other_devices_are_torchs():
