@@ -118,17 +118,13 @@ class StatisticsModule(nn.Module):
         for buffer, value in ((self.counts, statistics.counts), (self.num_samples, statistics.num_samples)):
             assert buffer is not None
             if _has_values(buffer):
-                # A DTensor takes no values from a plain tensor; its local part does.
-                local: Tensor = buffer.to_local() if hasattr(buffer, "to_local") else buffer
+                local = _local(buffer)
                 with torch.no_grad(), torch.inference_mode(local.is_inference()):
                     local.copy_(torch.as_tensor(value, device="cpu"))
 
     def _derive(self, counts: Tensor, num_samples: Tensor) -> LabelStatistics | None:
         """The statistics of the buffers; the same object as before where the values are the same."""
-        # A module that `distribute_module` has given a mesh keeps its buffers as DTensors.
-        counts, num_samples = (
-            part.full_tensor() if hasattr(part, "full_tensor") else part for part in (counts, num_samples)
-        )
+        counts, num_samples = _local(counts), _local(num_samples)
         snapshot = self._snapshot
         comparable = snapshot is not None and (snapshot.device, snapshot.shape) == (counts.device, counts.shape)
         if comparable and bool(self._same_values(counts, num_samples)):
@@ -138,7 +134,7 @@ class StatisticsModule(nn.Module):
     def _same_values(self, counts: Tensor, num_samples: Tensor) -> Tensor:
         """bool [], whether the buffers hold the values that were last seen; without waiting for their device."""
         assert self._derived is not None and self._snapshot is not None
-        return counts.eq(self._snapshot).all() & num_samples.eq(self._derived.num_samples)
+        return _local(counts).eq(self._snapshot).all() & _local(num_samples).eq(self._derived.num_samples)
 
     def _compiled_statistics(self) -> LabelStatistics | None:
         """The statistics as a constant of the graph, which compares the buffers with it when it runs."""
@@ -221,6 +217,13 @@ def _buffer_values(statistics: LabelStatistics | None) -> dict[str, Tensor | Non
         "counts": statistics.counts.to(device, copy=True),
         "num_samples": torch.tensor(statistics.num_samples, device=device),
     }
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """A DTensor's values on this rank, which are all of them, because `distribute_module` replicates buffers."""
+    # The class is known by its name: an import of its module takes longer than that of this package.
+    local: Tensor = tensor.to_local() if type(tensor).__name__ == "DTensor" else tensor  # type: ignore[attr-defined]
+    return local
 
 
 def _is_broadcast() -> bool:

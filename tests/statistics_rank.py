@@ -69,7 +69,10 @@ def check_distribute_module():
     distribute_module(module, init_device_mesh("cpu", (2,)))
     assert isinstance(module.counts, DTensor)
     torch.testing.assert_close(module(logits, targets), expected[0])
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, targets), expected[0])
     module.statistics = SECOND
+    torch.testing.assert_close(compiled(logits, targets), expected[1])
     assert module.counts.full_tensor().tolist() == SECOND.counts.tolist()
     torch.testing.assert_close(module(logits, targets), expected[1])
 

@@ -1,4 +1,4 @@
-"""SparseTargets and their collator."""
+"""SparseTargets, made from dense and sparse forms, checked, selected and converted."""
 
 import copy
 import pickle
@@ -10,9 +10,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.sparse import coo_array, csc_array, csr_array, csr_matrix
-from torch.utils.data import DataLoader
 
-from fused_balanced_loss import LabelStatistics, SparseTargets, SparseTargetsCollator
+from fused_balanced_loss import LabelStatistics, SparseTargets
 from fused_balanced_loss.label_ids import refuse_multi_hot
 from fused_balanced_loss.target_forms import as_sparse_targets
 from fused_balanced_loss.targets import check_binary
@@ -255,112 +254,6 @@ def test_pin_memory_and_device(targets):
     assert moved.device.type == "cuda"
     assert moved.to("cpu") == targets
     assert torch.equal(moved.to_dense().cpu(), DENSE)
-
-
-def test_loader_of_mappings():
-    samples = [{"x": torch.full((2,), float(k)), "labels": row, "id": k} for k, row in enumerate(IDS)]
-    batches = list(DataLoader(samples, batch_size=4, num_workers=0, collate_fn=SparseTargetsCollator(6)))
-    assert [batch["labels"].to_lists() for batch in batches] == [IDS[:4], IDS[4:]]
-    assert [batch["labels"].shape for batch in batches] == [(4, 6), (2, 6)]
-    assert batches[0]["x"].shape == (4, 2)
-    assert batches[1]["id"].tolist() == [4, 5]
-    assert all("labels" in sample for sample in samples)
-
-
-def test_loader_of_tuples():
-    samples = [(torch.full((2,), float(k)), k, torch.tensor(row, dtype=torch.int64)) for k, row in enumerate(IDS)]
-    loader = DataLoader(samples, batch_size=4, num_workers=0, collate_fn=SparseTargetsCollator(6))
-    (x, k, targets), (_, _, rest) = loader
-    assert x.shape == (4, 2)
-    assert k.tolist() == [0, 1, 2, 3]
-    assert targets == SparseTargets.from_lists(IDS[:4], 6)
-    assert rest.to_lists() == IDS[4:]
-
-
-def test_collator_with_another_key_and_collate():
-    seen = []
-
-    def collate(samples):
-        seen.extend(samples)
-        return {"n": len(samples)}
-
-    batch = SparseTargetsCollator(3, label_key="y", collate=collate)([{"y": [2], "x": 1}, {"y": [], "x": 2}])
-    assert seen == [{"x": 1}, {"x": 2}]
-    assert batch == {"n": 2, "y": SparseTargets.from_lists([[2], []], 3)}
-
-
-@pytest.mark.parametrize("sample", [torch.zeros(3), [1, [2]], {"x": 1}, 3, ()])
-def test_collator_rejects_other_samples(sample):
-    with pytest.raises(TypeError, match=r"samples: expected tuples ending in label ids, or mappings with key 'labels'"):
-        SparseTargetsCollator(3)([sample])
-
-
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        ([{"labels": [0]}, (1, [0])], r"samples: expected samples of one kind, a mapping like the first, got tuple"),
-        ([(1, [0]), {"labels": [0]}], r"samples: expected .* a tuple like the first, got dict with keys .* as no. 1"),
-        ([(1, [0]), [1, [0]]], r"samples: expected samples of one kind, a tuple like the first, got list as no. 1"),
-        ([(1, [0]), ()], r"samples: expected tuples ending in label ids, .* got tuple as no. 1"),
-        (
-            [{"labels": [0]}, {"label": [0]}],
-            r"samples: .*mappings with key 'labels', got dict with keys \['label'\] as",
-        ),
-    ],
-)
-def test_collator_rejects_samples_of_several_kinds(samples, message):
-    with pytest.raises(TypeError, match=message):
-        SparseTargetsCollator(3)(samples)
-
-
-def test_collator_rejects_an_empty_batch():
-    with pytest.raises(ValueError, match=r"samples: expected at least one, got none"):
-        SparseTargetsCollator(3)([])
-
-
-def test_collator_rejects_a_collate_that_gives_no_mapping():
-    with pytest.raises(TypeError, match=r"collate: expected to return a mapping for samples that are, got tuple"):
-        SparseTargetsCollator(3, collate=tuple)([{"labels": [0]}])
-
-
-@pytest.mark.parametrize("num_labels", [0, True, 2.0, None, 2**70])
-def test_collator_rejects_another_number_of_labels(num_labels):
-    with pytest.raises((TypeError, ValueError), match=r"^num_labels: expected an integer"):
-        SparseTargetsCollator(num_labels)
-
-
-def test_collator_names_the_row_of_a_wrong_label():
-    with pytest.raises(ValueError, match=r"targets: expected label ids in \[0, 3\), got 3 in row 1"):
-        SparseTargetsCollator(3)([{"labels": [0]}, {"labels": [3]}])
-
-
-@pytest.mark.parametrize("num_labels", [1, 2, 3])
-def test_rows_that_may_be_multi_hot_are_refused(num_labels):
-    dense = torch.eye(num_labels, dtype=torch.int64).repeat(2, 1)[1:] * (num_labels > 1) + (num_labels == 1)
-    for rows in (dense.tolist(), list(dense), list(dense.numpy())):
-        with pytest.raises(ValueError, match=rf"rows of {num_labels} entries that are all 0 or 1.*np.array\(targets\)"):
-            SparseTargets.from_lists(rows, num_labels)
-    assert torch.equal(SparseTargets.from_dense(dense).to_dense(torch.int64), dense)
-
-
-@pytest.mark.parametrize(
-    ("ids", "num_labels"), [([[0, 1], [0, 1]], 2), ([[1, 0], [0]], 2), ([[1, 0], []], 2), ([[0]], 1), ([[1, 0]], 3)]
-)
-def test_rows_that_are_label_ids_are_taken(ids, num_labels):
-    assert SparseTargets.from_lists(ids, num_labels).to_lists() == [sorted(row) for row in ids]
-
-
-def test_a_series_of_label_ids_is_no_table():
-    assert as_sparse_targets(pd.Series(IDS), 6) == SparseTargets.from_lists(IDS, 6)
-
-
-def test_a_table_needs_no_number_of_labels():
-    table = pd.DataFrame(DENSE.numpy(), columns=list("abcdef"))
-    assert as_sparse_targets(table) == SparseTargets.from_lists(IDS, 6)
-    with pytest.raises(TypeError, match=r"targets: expected an array of numbers, got DataFrame"):
-        as_sparse_targets(table.astype({"b": str}))
-    with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got nan at \[1, 2\]"):
-        as_sparse_targets(table.astype({"c": float}).replace({"c": {0.0: np.nan}}))
 
 
 def unchecked(crow, col, num_labels=3):
