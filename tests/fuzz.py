@@ -21,7 +21,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from fuzzing.cases import draw
+from fuzzing.cases import Case, draw
 from fuzzing.check import check, kind
 from fuzzing.shrink import shrink
 
@@ -40,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         _parser().error(f"--only: expected some of {', '.join(IMPLS)}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(options.threads)
     if options.case is not None:
-        return _one(options.seed, options.case, only, options.shrink)
-    path = options.state or Path("build") / f"fuzz-{options.seed}-{'-'.join(only) or 'all'}-{options.first}.json"
+        return _one(draw(options.seed, options.case, only, options.presets), options.shrink)
+    path = (
+        options.state
+        or Path("build")
+        / f"fuzz-{options.seed}-{'-'.join(only) or 'all'}{'-presets' * options.presets}-{options.first}.json"
+    )
     state: dict[str, Any] = {"next": options.first, "failures": {}}
     if options.resume and path.exists():
         state = json.loads(path.read_text())
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         while state["next"] < last:
             number = state["next"]
-            wrong = check(draw(options.seed, number, only))
+            wrong = check(draw(options.seed, number, only, options.presets))
             if wrong:
                 state["failures"][str(number)] = wrong
                 if sum(kind(one) == kind(wrong) for one in state["failures"].values()) <= 3:
@@ -75,14 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on after the last case that the state file knows")
     parser.add_argument("--state", type=Path, help="the state file (default build/fuzz-SEED-IMPLS-FIRST.json)")
     parser.add_argument("--only", help=f"implementations, by commas; some of {', '.join(IMPLS)}")
+    parser.add_argument("--presets", action="store_true", help="losses by name alone: few C++ kernels to build")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch and of the C++ kernels (default 1)")
     parser.add_argument("--case", type=int, help="run this case alone and print it")
     parser.add_argument("--shrink", action="store_true", help="with --case: find the simplest case that fails alike")
     return parser
 
 
-def _one(seed: int, number: int, only: tuple[str, ...], shrinking: bool) -> int:
-    case = draw(seed, number, only)
+def _one(case: Case, shrinking: bool) -> int:
     wrong = check(case)
     print(f"{case}\n{wrong or 'is right'}")
     if wrong and shrinking:

@@ -54,8 +54,11 @@ def batch(drawn, width):
     dtype = data.draw(st.sampled_from((*TARGETS, "ids")), label="targets")
     if dtype == "ids":
         whole = SparseTargets.from_dense(label)
-        crow = place(whole.crow, data.draw(st.sampled_from(["contiguous", "offset", "every other"]), label="crow"))
-        col = place(whole.col, data.draw(st.sampled_from(["contiguous", "offset", "every other"]), label="col"))
+        forms = [form for form in forms_of(1, True) if not form.startswith("expanded")]
+        crow, col = (
+            place(part, data.draw(st.sampled_from(forms), label=name))
+            for name, part in (("crow", whole.crow), ("col", whole.col))
+        )
         checked = data.draw(st.booleans(), label="check")
         targets = SparseTargets(crow[1](crow[0]), col[1](col[0]), width, check=checked), whole
     else:

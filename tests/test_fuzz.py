@@ -13,13 +13,14 @@ QUICK = tuple(name for name in IMPLS if name not in ("triton", "compile"))
 
 
 def failures(numbers, only):
-    """Each wrong case with its number, for `python tests/fuzz.py --seed 20 --only ... --case NUMBER --shrink`."""
-    found = []
+    """Each wrong case, as arguments of tests/fuzz.py. Losses by name, where others would need kernels of their own."""
+    found, presets = [], not set(only) <= {"eager", "reference"}
     for number in numbers:
-        case = draw(SEED, number, only)
+        case = draw(SEED, number, only, presets)
         wrong = check(case)
         if wrong:
-            found.append(f"--only {','.join(only)} --case {number}: {wrong}\n{case}")
+            words = f"--seed {SEED} --only {','.join(only)} {'--presets ' * presets}--case {number} --shrink"
+            found.append(f"{words}: {wrong}\n{case}")
     return "\n".join(found)
 
 

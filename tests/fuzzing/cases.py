@@ -89,9 +89,9 @@ class Case:
         return f"Case({', '.join(parts)})"
 
 
-def draw_spec(rng: random.Random) -> LossSpec:
-    """A preset as often as random settings."""
-    if rng.random() < 0.5:
+def draw_spec(rng: random.Random, presets: bool = False) -> LossSpec:
+    """A preset as often as random settings, or always."""
+    if rng.random() < 0.5 or presets:
         corpus, convention = rng.choice(("reuters", "pubmed")), rng.choice(("paper", "authors"))
         return LossSpec.preset(rng.choice(PRESETS), corpus=corpus, convention=convention)  # type: ignore[arg-type]
     weighting = rng.choice(("none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"))
@@ -119,8 +119,11 @@ def draw_impl(rng: random.Random, only: tuple[str, ...]) -> str:
     return rng.choices(names, weights)[0]
 
 
-def draw(seed: int, number: int, only: tuple[str, ...] = ()) -> Case:
-    """Case ``number`` of a seed; ``only`` restricts it to some of the implementations."""
+def draw(seed: int, number: int, only: tuple[str, ...] = (), presets: bool = False) -> Case:
+    """Case ``number`` of a seed.
+
+    ``only`` restricts it to some of the implementations, ``presets`` to losses whose C++ kernels are few.
+    """
     rng = random.Random(f"{seed}/{number}")
     impl = draw_impl(rng, only)
     linear = rng.random() < 0.15
@@ -177,7 +180,7 @@ def draw(seed: int, number: int, only: tuple[str, ...] = ()) -> Case:
         rows=rows,
         labels=num_labels,
         features=rng.choice((1, 3, 8, 33)),
-        spec=draw_spec(rng),
+        spec=draw_spec(rng, presets),
         num_train=rng.choice((2, 3, 500, 500, 10**7)),
         logits="normal" if linear else rng.choice(kinds),
         targets=targets,
