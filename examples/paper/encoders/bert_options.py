@@ -12,6 +12,7 @@ from settings import add_settings, given_settings, integer, not_negative, number
 Schedule = Literal["constant", "linear", "cosine"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 SEARCH = "search"
+RATE = f"a number, or {SEARCH!r}: the one of --bert-search-rates that is best on validation, by loss"
 
 
 def _rate_or_search(text: str) -> float | None:
@@ -27,40 +28,22 @@ class BertSettings:
     """
 
     epochs: int = setting(20, integer(1), "the most passes over the training documents")
-    patience: int = setting(
-        5, integer(0), "epochs without a better validation micro-F1 after which to stop; 0 is never"
-    )
+    patience: int = setting(5, integer(0), "epochs without a better validation micro-F1 before stopping; 0: never")
     batch_size: int = setting(32, integer(1), "documents a step, over all devices and accumulated batches")
     accumulation: int = setting(1, integer(1), "batches that a device works through for a step")
-    learning_rate: float | None = setting(
-        None,
-        _rate_or_search,
-        f"a number, or {SEARCH!r}: the one of --bert-search-rates that is best on validation, by loss",
-        default=SEARCH,
-        metavar=f"NUMBER|{SEARCH}",
-    )
-    search_rates: tuple[float, ...] = setting(
-        (2e-5, 5e-5, 1e-4, 2e-4, 4e-4), positive, "what the search tries", nargs="+", metavar="RATE"
-    )
+    learning_rate: float | None = setting(None, _rate_or_search, RATE, default=SEARCH, metavar=f"NUMBER|{SEARCH}")
+    search_rates: tuple[float, ...] = setting((2e-5, 5e-5, 1e-4, 2e-4, 4e-4), positive, "what it tries", nargs="+")
     search_epochs: int = setting(5, integer(1), "passes over the training documents for each")
     weight_decay: float = setting(0.01, not_negative, "AdamW's")
     schedule: Schedule = setting("constant", str, "course of the learning rate", choices=get_args(Schedule))
     warmup: float = setting(0.0, number(0, 1, closed=True), "share of the steps in which the learning rate rises")
     initial_bias: float = setting(0.0, number(-math.inf, math.inf), "where a new classifier's bias starts")
     max_length: int = setting(512, integer(3), "tokens that are read of a text")
-    train_documents: int | None = setting(
-        None, integer(1), "train on so many documents, a random part, the same for all runs (default: all)"
-    )
-    precision: Precision = setting(
-        "auto", str, "auto is bf16 or fp16 where the device has it", choices=get_args(Precision)
-    )
-    checkpoint_steps: int = setting(
-        500, integer(1), "steps between checkpoints; there is one after every epoch besides", aside=True
-    )
-    keep: Path | None = setting(
-        None, Path, "folder for the best model of every run, as transformers keeps it", aside=True, metavar="FOLDER"
-    )
-    logs: Path | None = setting(None, Path, "folder for logs, also for TensorBoard", aside=True, metavar="FOLDER")
+    train_documents: int | None = setting(None, integer(1), "of a random part, the same for all runs (default: all)")
+    precision: Precision = setting("auto", str, "auto is bf16 or fp16 where there is", choices=get_args(Precision))
+    checkpoint_steps: int = setting(500, integer(1), "steps between checkpoints within an epoch", aside=True)
+    keep: Path | None = setting(None, Path, "folder for the best models, for transformers", aside=True)
+    logs: Path | None = setting(None, Path, "folder for logs, also for TensorBoard", aside=True)
     fused_classifier: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -73,9 +56,8 @@ class BertSettings:
 
 
 def add_bert_options(parser: argparse.ArgumentParser) -> None:
-    add_settings(
-        parser.add_argument_group("bert", "fine-tuning; under torchrun on several devices"), BertSettings, "bert-"
-    )
+    group = parser.add_argument_group("bert", "fine-tuning; under torchrun on several devices")
+    add_settings(group, BertSettings, "bert-")
 
 
 def bert_settings(options: argparse.Namespace) -> BertSettings:

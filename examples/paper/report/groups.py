@@ -35,6 +35,9 @@ class Figure:
     def __str__(self) -> str:
         return f"{self.mean:.2f}±{self.std:.2f}" if self.num_seeds > 1 else f"{self.mean:.2f}"
 
+    def __float__(self) -> float:
+        return self.mean
+
 
 Figures = dict[str, dict[str, Figure]]
 
@@ -178,18 +181,18 @@ def _make_rows(runs: Sequence[Run]) -> list[Row]:
         for name, part in zip(names, choices, strict=True):
             part = sorted(part, key=lambda run: run.seed)
             results = [run.result for run in part if run.result is not None]
-            rows.append(Row(name, method, part, *_figures(results)))
+            rows.append(_make_row(name, method, part, results))
             for variant in results[0].get("variants", {}):
                 # The headline is there already.
                 if variant != method:
                     parts = [result["variants"][variant] for result in results if variant in result["variants"]]
-                    hyperplanes.append(Row(variant, None, part, *_figures(parts)))
+                    hyperplanes.append(_make_row(variant, None, part, parts))
     return rows + hyperplanes
 
 
-def _figures(results: Sequence[Json]) -> tuple[Figures, Figures]:
-    by_label, by_instance = (summarize([one.get(key, {}) for one in results]) for key in ("test", "test_by_instance"))
-    return by_label, by_instance
+def _make_row(name: str, method: str | None, runs: Sequence[Run], results: Sequence[Json]) -> Row:
+    tested, by_instance = ([one.get(key, {}) for one in results] for key in ("test", "test_by_instance"))
+    return Row(name, method, runs, summarize(tested), summarize(by_instance))
 
 
 def summarize(scores: Sequence[Scores]) -> Figures:

@@ -1,6 +1,6 @@
 """The tables of the paper, its figures beside ours: corpus, scores, ablation, errors, and what the runs took."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 from files import Json
@@ -11,7 +11,11 @@ from report.paper_scores import CONFUSED, CORPUS_NAMES, Scores, paper_corpus, pa
 from report.table import Table, bold
 
 # What DB lacks in each of the losses that have all but one of its parts.
-WITHOUT = {"R-FL": "no negative-tolerant regularization", "NTR-FL": "no rebalanced weight", "DB-0FL": "no focal factor"}
+WITHOUT = {
+    "R-FL": "no negative-tolerant regularization",
+    "NTR-FL": "no rebalanced weight",
+    "DB-0FL": "no focal factor",
+}
 MOST_PAIRS = 20
 PAIRS_EACH = 5
 
@@ -41,14 +45,14 @@ def corpus_table(sizes: Json) -> Table:
         lines[f"test documents with {_range(group['low'], group['high'])}"] = f"{group['test']:,}"
     if sizes["mu"] is not None:
         lines["mu"] = f"{sizes['mu']:.3f}"
-    published, notes = paper_corpus(sizes["paper"]), list(sizes["remarks"])
+    published, notes, header = paper_corpus(sizes["paper"]), list(sizes["remarks"]), ["", "ours"]
     rows = [[name, value] for name, value in lines.items()]
     if published:
+        header.append("published")
         rows = [[name, value, _grouped(published.get(name, ""))] for name, value in rows]
         corpus = CORPUS_NAMES[sizes["paper"]]
         notes.append(f"Published: what paper and repository say of {corpus}; empty where neither does.")
     notes.append("mu: average of mean and median of r over the label occurrences in training.")
-    header = ["", "ours", *(["published"] if published else [])]
     return Table("table1", sizes["name"], "the corpus in numbers (Table 1 of the paper)", header, rows, notes)
 
 
@@ -74,10 +78,8 @@ def instance_table(group: Group, paper: str | None) -> Table | None:
     if not names:
         return None
     caption = "micro/macro-F1 in percent over all labels by the number of labels of an instance (Table 3 of the paper)"
-    published = paper_scores(3, paper)
-    return _score_table(
-        "table3", caption, group, ("total", *names), lambda row: row.by_label | row.by_instance, published
-    )
+    columns, published = ("total", *names), paper_scores(3, paper)
+    return _score_table("table3", caption, group, columns, lambda row: row.by_label | row.by_instance, published)
 
 
 def _score_table(
@@ -96,22 +98,18 @@ def _score_table(
         header += [f"{shown} ours", f"{shown} paper"] if column in beside else [shown]
     compared = [figures(row) for row in group.by_method.values()]
 
-    def best(column: str, kind: str, theirs: bool) -> float:
-        if theirs:
-            return max(scores[column][kind] for scores in published.values() if column in scores)
-        return max((one[column][kind].mean for one in compared if column in one), default=0)
+    def best(of: Iterable[Figures | Scores], column: str, kind: str) -> float:
+        return max((float(one[column][kind]) for one in of if column in one), default=0.0)
 
     cells = []
     for row in group.rows:
         line, own, theirs = [row.name], figures(row), published.get(row.method or "", {})
         may_be_best = row.method is not None and len(compared) > 1
         for column in columns:
-            values = [own[column][kind] for kind in KINDS] if column in own else []
-            most = [best(column, kind, theirs=False) for kind in KINDS]
-            parts = (bold(str(f1), may_be_best and f1.mean == top > 0) for f1, top in zip(values, most, strict=False))
-            line.append("/".join(parts) or "-")
+            f1s = [(f1, best(compared, column, kind)) for kind, f1 in own.get(column, {}).items()]
+            line.append("/".join(bold(str(f1), may_be_best and float(f1) == top > 0) for f1, top in f1s) or "-")
             if column in beside:
-                printed = [(f1, best(column, kind, theirs=True)) for kind, f1 in theirs.get(column, {}).items()]
+                printed = [(f1, best(published.values(), column, kind)) for kind, f1 in theirs.get(column, {}).items()]
                 line.append("/".join(bold(f"{f1:.2f}", f1 == top) for f1, top in printed))
         cells.append(line)
     meaning = "the best micro- or macro-F1 of the column" if len(compared) > 1 or published else ""
@@ -129,7 +127,7 @@ def ablation_table(group: Group, paper: str | None) -> Table | None:
         line = [method, WITHOUT[method]]
         own, db = rows[method].by_label, rows["DB"].by_label
         for name in GROUPS:
-            ours = [own[name][kind].mean - db[name][kind].mean for kind in KINDS]
+            ours = [float(own[name][kind]) - float(db[name][kind]) for kind in KINDS]
             line.append("/".join(f"{change:+.2f}" for change in ours))
             if published:
                 theirs = [published[method][name][kind] - published["DB"][name][kind] for kind in KINDS]
@@ -144,12 +142,18 @@ def ablation_table(group: Group, paper: str | None) -> Table | None:
 
 def confusion_table(group: Group, paper: str | None) -> Table | None:
     """Counts of the pairs that are among the first few of some method, and of the paper's; None without records."""
-    rows = [row for row in group.rows if row.method is not None]
-    every = {row.name: [(run.result or {}).get("confused", []) for run in row.runs] for row in rows}
-    pairs_of = {name: runs for name, runs in every.items() if any(runs)}
-    if not pairs_of:
+    counts: dict[str, dict[Pair, float]] = {}
+    least: dict[str, str] = {}
+    for row in group.rows:
+        runs = [(run.result or {}).get("confused", []) for run in row.runs] if row.method else []
+        if any(runs):
+            by_run = [{(one["missed"], one["predicted"]): one["count"] for one in pairs} for pairs in runs]
+            every = {pair for one in by_run for pair in one}
+            # A pair that a run's record does not keep counts 0 there.
+            counts[row.name] = {pair: fmean(one.get(pair, 0) for one in by_run) for pair in every}
+            least[row.name] = f"≤{max(pairs[-1]['count'] for pairs in runs if pairs)}"
+    if not counts:
         return None
-    counts = {name: _mean_counts(runs) for name, runs in pairs_of.items()}
     named = {frozenset(pair): pair for pair in CONFUSED.get(paper or "", ())}
     shown = {pair for one in counts.values() for pair in sorted(one, key=lambda pair: (-one[pair], pair))[:PAIRS_EACH]}
     order = sorted(shown, key=lambda pair: (-sum(one.get(pair, 0) for one in counts.values()), pair))[:MOST_PAIRS]
@@ -158,13 +162,10 @@ def confusion_table(group: Group, paper: str | None) -> Table | None:
         order += sorted(known - set(order))
     cells = []
     for pair in order:
-        line = [("★ " if frozenset(pair) in named else "") + f"{pair[0]} → {pair[1]}"]
-        for name, runs in pairs_of.items():
-            least = max((pairs[-1]["count"] for pairs in runs if pairs), default=0)
-            count = counts[name].get(pair)
-            absent = f"≤{least}" if least else "0"
-            line.append(absent if count is None else f"{count:.1f}".removesuffix(".0"))
-        cells.append(line)
+        numbers = (
+            f"{one[pair]:.1f}".removesuffix(".0") if pair in one else least[name] for name, one in counts.items()
+        )
+        cells.append([("★ " if frozenset(pair) in named else "") + f"{pair[0]} → {pair[1]}", *numbers])
     notes = [
         f"The {PAIRS_EACH} most frequent pairs of each method, {MOST_PAIRS} pairs at most.",
         *(["★: a pair that the paper's error analysis names."] if named else []),
@@ -172,38 +173,32 @@ def confusion_table(group: Group, paper: str | None) -> Table | None:
         "records keep counts 0 in the others.",
     ]
     caption = "test documents with a label missed and another wrongly predicted (missed → predicted); means over seeds"
-    return Table("confused", group.about, caption, ["", *pairs_of], cells, notes)
-
-
-def _mean_counts(runs: Sequence[list[Json]]) -> dict[Pair, float]:
-    """Mean over the runs; a pair that a run's record does not keep counts 0 there."""
-    by_run = [{(one["missed"], one["predicted"]): one["count"] for one in pairs} for pairs in runs]
-    return {pair: fmean(one.get(pair, 0) for one in by_run) for pair in {pair for one in by_run for pair in one}}
+    return Table("confused", group.about, caption, ["", *counts], cells, notes)
 
 
 def runs_table(group: Group) -> Table:
     """Seeds, chosen epoch and threshold, time and memory of each row; means over the seeds."""
     cells = []
     for row in group.rows:
-        if row.method is None:
-            continue
-        results = [run.result or {} for run in row.runs]
-        rates = {rate for result in results if isinstance(rate := result.get("learning_rate"), float)}
-        cells.append(
-            [
-                row.name,
-                ", ".join(str(run.seed) for run in row.runs),
-                _mean_of(results, "best_epoch", ".1f"),
-                _mean_of(results, "threshold", ".3f"),
-                ", ".join(f"{rate:.2g}" for rate in sorted(rates)) or "-",
-                _mean_of(results, "seconds", ".0f"),
-                _mean_of(results, "peak_memory_bytes", ".2f", unit=2**30),
-            ]
-        )
+        if row.method is not None:
+            results = [run.result or {} for run in row.runs]
+            rates = {rate for result in results if isinstance(rate := result.get("learning_rate"), float)}
+            seeds = ", ".join(str(run.seed) for run in row.runs)
+            chosen = _mean_of(results, "best_epoch", ".1f"), _mean_of(results, "threshold", ".3f")
+            took = _mean_of(results, "seconds", ".0f"), _mean_of(results, "peak_memory_bytes", ".2f", unit=2**30)
+            cells.append([row.name, seeds, *chosen, ", ".join(f"{rate:.2g}" for rate in sorted(rates)) or "-", *took])
     header = ["", "seeds", "best epoch", "threshold", "learning rate", "seconds", "peak memory, GiB"]
     runs = [run for row in group.rows for run in row.runs]
     versions = {", ".join(f"{key} {value}" for key, value in run.versions.items()) for run in runs}
-    notes = [*_unlike_settings(group), *(f"Made with {text}." for text in sorted(versions) if text)]
+    compared = {method: row for method, row in group.by_method.items() if method != "SVM"}
+    settings = [
+        {key: value for key, value in row.runs[0].settings.items() if key != "loss"} for row in compared.values()
+    ]
+    notes = []
+    for name, values in differences(settings).items():
+        parts = "; ".join(f"{value} for {', '.join(methods)}" for value, methods in _by_value(compared, values).items())
+        notes.append(f"Not the same for all: {name} is {parts}.")
+    notes += [f"Made with {text}." for text in sorted(versions) if text]
     return Table("runs", group.about, "the runs; means over the seeds", header, cells, notes)
 
 
@@ -212,34 +207,26 @@ def _mean_of(results: Sequence[Json], key: str, form: str, unit: int = 1) -> str
     return format(fmean(values) / unit, form) if values and len(values) == len(results) else "-"
 
 
+def _by_value(methods: Iterable[str], values: Iterable[object]) -> dict[str, list[str]]:
+    """Which methods have each of the values."""
+    found: dict[str, list[str]] = {}
+    for method, value in zip(methods, values, strict=True):
+        found.setdefault(str(value), []).append(method)
+    return found
+
+
 def _gaps(group: Group, published: dict[str, Scores]) -> list[str]:
     """Notes on what the table lacks."""
     notes = []
     expected = [method for method in METHODS if not published or method in published]
     if missing := [method for method in expected if method not in group.by_method]:
         notes.append(f"No finished run of {', '.join(missing)}.")
-    seeds: dict[str, list[str]] = {}
-    for method, row in group.by_method.items():
-        if method != "SVM":
-            seeds.setdefault(", ".join(str(run.seed) for run in row.runs), []).append(method)
+    rows = {method: row for method, row in group.by_method.items() if method != "SVM"}
+    seeds = _by_value(rows, (", ".join(str(run.seed) for run in row.runs) for row in rows.values()))
     if len(seeds) > 1:
         parts = (f"{', '.join(methods)}: {numbers}" for numbers, methods in seeds.items())
         notes.append(f"The seeds are not the same for all: {'; '.join(parts)}.")
     elif seeds:
         number = next(iter(seeds)).count(",") + 1
         notes.append(f"Mean{' ± standard deviation' if number > 1 else ''} over {number} seed{'s'[: number > 1]}.")
-    return notes
-
-
-def _unlike_settings(group: Group) -> list[str]:
-    """Which settings, besides the loss, the compared rows do not have in common."""
-    rows = {method: row for method, row in group.by_method.items() if method != "SVM"}
-    settings = [{key: value for key, value in row.runs[0].settings.items() if key != "loss"} for row in rows.values()]
-    notes = []
-    for name, values in differences(settings).items():
-        by_value: dict[str, list[str]] = {}
-        for method, value in zip(rows, values, strict=True):
-            by_value.setdefault(str(value), []).append(method)
-        parts = (f"{value} for {', '.join(methods)}" for value, methods in by_value.items())
-        notes.append(f"Not the same for all: {name} is {'; '.join(parts)}.")
     return notes
