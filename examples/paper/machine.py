@@ -4,9 +4,9 @@ import atexit
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -53,19 +53,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resident_memory() -> dict[str, int]:
-    """Bytes of the process's memory now: its own, and what it has mapped of files, which the system may take back.
-
-    Empty where the system does not tell.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
-    return {"own": 1024 * int(fields["RssAnon"]), "mapped": 1024 * int(fields["RssFile"])}
+    """Bytes of the process's memory now: its own, and what it has mapped of files, which the system may take back."""
+    found = psutil.Process().memory_info()
+    # Linux alone tells them apart.
+    mapped = getattr(found, "shared", 0)
+    return {"own": found.rss - mapped, "mapped": mapped}
 
 
 def describe_memory() -> str:
     """The latter as text, such as ``0.61 GiB (and 0.20 of files)``."""
     found = resident_memory()
-    return f"{found['own'] / 2**30:.2f} GiB, and {found['mapped'] / 2**30:.2f} of files" if found else "unknown"
+    return f"{found['own'] / 2**30:.2f} GiB, and {found['mapped'] / 2**30:.2f} of files"

@@ -20,4 +20,15 @@ def require(*modules: str) -> None:
 
 
 # What every command needs.
-require("fused_balanced_loss", "filelock", "joblib", "matplotlib", "pandas", "scipy", "sklearn", "tabulate")
+require(
+    "fused_balanced_loss",
+    "filelock",
+    "joblib",
+    "matplotlib",
+    "pandas",
+    "psutil",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tabulate",
+)

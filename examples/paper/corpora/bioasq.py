@@ -1,7 +1,6 @@
 """PubMed articles with their MeSH headings from a BioASQ JSON file, plain or gzipped, in one pass of flat memory."""
 
 import codecs
-import io
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -79,7 +78,7 @@ def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Itera
     try:
         with open_binary(path) as binary:
             utf8 = codecs.lookup(options.encoding).name == "utf-8"
-            file = _Shallow(binary if utf8 else _Recoded(binary, options.encoding))
+            file = _Shallow(binary if utf8 else codecs.EncodedFile(binary, "utf-8", options.encoding))
             for number, article in enumerate(ijson.items(file, "articles.item"), 1):
                 if not isinstance(article, dict):
                     raise CorpusError(f"{path}: article {number:,}: expected an object, got {type(article).__name__}")
@@ -92,16 +91,6 @@ def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Itera
         raise CorpusError(f"{path}: broken or truncated {where}: {_reason(error)}") from error
     if not number:
         raise CorpusError(f'{path}: expected {{"articles": [...]}}, got no article')
-
-
-class _Recoded:
-    """codecs.EncodedFile without its other ways of reading, which do not recode and which ijson prefers."""
-
-    def __init__(self, binary: Any, encoding: str) -> None:
-        self.text = io.TextIOWrapper(binary, encoding)
-
-    def read(self, size: int = -1) -> bytes:
-        return self.text.read(size).encode("utf-8")
 
 
 class _Shallow:

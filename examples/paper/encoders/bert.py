@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from encoders.bert_options import BertSettings
 from encoders.checkpoints import newest_checkpoint, read_state
 from encoders.encoder import Report
-from encoders.epoch_report import EpochReport, StepBar, TrialReport, epochs_of, is_over
+from encoders.epoch_report import EpochReport, StepBar, epochs_of, is_over
 from encoders.fine_tuning import FineTuning, device_precision, explained_failures, load_weights, logits_of, model_of
 from encoders.frozen import model_name
 from encoders.pretrained import load_tokenizer, quiet, tokenize
@@ -114,15 +114,16 @@ class BertEncoder:
         training = {**settings.as_json(), "epochs": None, "patience": None}
         made_of = {"corpus": corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
-        trainer = self.tuning.trainer(
-            spec,
-            SEARCH_SEED,
-            rates[0],
-            settings.search_epochs,
-            folder,
-            [TrialReport(self.say, len(rates)), StepBar("search")],
-            checkpoints=False,
-        )
+
+        def say(epoch: Json) -> None:
+            rate = f"learning rate {trainer.args.learning_rate:g} of {len(rates)} to try"
+            so_far = f"{epoch['number']}/{settings.search_epochs}  validation micro-F1 {100 * epoch['micro_f1']:.2f}"
+            self.say(f"{rate}, epoch {so_far}")
+
+        # A trial is done again from its beginning: it has no checkpoint.
+        callbacks = [EpochReport(0, sys.maxsize, say, None), StepBar("search")]
+        how = SEARCH_SEED, rates[0], settings.search_epochs, folder, callbacks
+        trainer = self.tuning.trainer(spec, *how, checkpoints=False)
         return search_learning_rate(trainer, rates, folder / "study.db")
 
     def _callbacks(self, name: str, report: Report) -> list[TrainerCallback]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from files import Json, Say
+from files import Json
 from machine import number_of_processes
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -87,19 +87,6 @@ class EpochReport(TrainerCallback, ExportableState):
             control.should_training_stop = True
         if state.is_world_process_zero:
             self.report(epochs[-1])
-
-
-class TrialReport(TrainerCallback):
-    """Says how far a search over ``number`` trials is, after every epoch of one."""
-
-    def __init__(self, say: Say, number: int) -> None:
-        self.say, self.number = say, number
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        if state.is_world_process_zero:
-            score, epoch = given["metrics"]["eval_micro_f1"], f"{round(state.epoch or 0)}/{state.num_train_epochs}"
-            rate = f"learning rate {args.learning_rate:g} of {self.number} to try"
-            self.say(f"{rate}, epoch {epoch}  validation micro-F1 {100 * score:.2f}")
 
 
 class StepBar(TrainerCallback):
