@@ -143,11 +143,15 @@ class RecordStore:
     def open(self) -> None:
         """Makes the folder, and in it a reserve of space for the record of a run that ends on a full disk.
 
+        Removes what a killed process has left half-written.
+
         Raises:
             RecordError: where it cannot be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(".*-seed*"):
+                unfinished.unlink()
             if not self._reserve.exists():
                 with atomic_file(self._reserve) as path:
                     path.write_bytes(os.urandom(RESERVE_BYTES))

@@ -75,6 +75,14 @@ def test_unfinished_record_is_none(store):
     assert not warnings
 
 
+def test_what_a_killed_process_has_left_is_removed(store):
+    records, _ = store
+    save(records)
+    (records.folder / f".{records.stem(SETTINGS)}.4711.json").write_text("{")
+    records.open()
+    assert sorted(path.suffix for path in records.folder.iterdir()) == [".bin", ".json", ".npz"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
