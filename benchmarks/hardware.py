@@ -2,8 +2,8 @@
 
 Sources. NVIDIA's data sheets: A100 80GB SXM (2,039 GB/s, 19.5 TFLOPS of FP32), H100 SXM (3.35 TB/s, 67 TFLOPS),
 H200 SXM (4.8 TB/s, 67 TFLOPS). Multiprocessors: the architecture white papers (108 on the A100, 132 on the H100, which
-the H200 shares). The boost clock is what the FP32 figure implies: 2 operations a lane a clock, 64 lanes on sm_80 and 128 on
-sm_90. CUDA C++ Programming Guide, "Arithmetic Instructions": 16 special functions (ex2, lg2, rcp) a clock and
+the H200 shares). The boost clock is what the FP32 figure implies: 2 operations a lane a clock, 64 lanes on sm_80 and
+128 on sm_90. CUDA C++ Programming Guide, "Arithmetic Instructions": 16 special functions (ex2, lg2, rcp) a clock and
 multiprocessor on both; "Hardware Multithreading": four schedulers, each one instruction of 32 lanes a clock.
 """
 
