@@ -1,9 +1,12 @@
-"""Two sets of records, before and after a change, in ratios with their noise.
+"""Compares two sets of records, made before and after a change, and gives ratios with their noise.
 
     python benchmarks/compare.py BEFORE AFTER
 
-Other contestants of the same record tell how fast the machine was each time: the ratio that counts is that of ours to
-theirs. Exit status 1 where memory or launches grew; never for time, which noise decides.
+The two sets were made at different times, when the machine may have been faster or slower. The other contestants of
+each record show by how much, and the column "beside the peers" divides by it. The exit status is 1 where memory or the
+number of launches grew. Time never changes the exit status, because noise could decide it.
+
+``compare_checkouts.py`` measures two commits in one run, which is more exact for small differences.
 """
 
 from __future__ import annotations
@@ -14,27 +17,32 @@ import statistics as stats
 import sys
 from pathlib import Path
 
+import pandas as pd
 from environment import device_text
-from records import Record, contestants_of, read_records
-from tables import markdown, show_bytes, title
+from quantities import bytes_text
+from records import Record, contestants_of, read_records, title
+from tables import markdown
 
 
 def spread(entry: dict) -> float:
     """Half the distance from p20 to p80, relative to the median."""
-    s = entry["seconds"]
-    return (s["p80"] - s["p20"]) / 2 / s["p50"]
+    seconds = entry["seconds"]
+    return (seconds["p80"] - seconds["p20"]) / 2 / seconds["p50"]
 
 
 def machine_ratio(before: Record, after: Record) -> float | None:
-    """How much slower the contestants that are not ours were after: the machine, not the change."""
+    """How much more time the contestants that are not ours took after: the machine's share of a change.
+
+    None where the two records have no such contestant in common.
+    """
     common = [name for name in contestants_of([before]) if not name.startswith("ours") and name in after["contestants"]]
     if not common:
         return None
     return math.exp(stats.mean(math.log(_median(after, name) / _median(before, name)) for name in common))
 
 
-def compare(before: Record, after: Record) -> tuple[list[list[str]], list[str]]:
-    """Rows of the table, and what grew that noise does not explain: memory and launches."""
+def compare(before: Record, after: Record) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of the table, and a line for each figure of memory or launches that grew."""
     rows, grown = [], []
     machine = machine_ratio(before, after)
     for name in contestants_of([before]):
@@ -46,16 +54,16 @@ def compare(before: Record, after: Record) -> tuple[list[list[str]], list[str]]:
         steady = ratio / machine if machine else ratio
         verdict = "level" if abs(steady - 1) <= noise else "faster" if steady < 1 else "slower"
         rows.append(
-            [
-                f"{title(before['settings'])}: {name}",
-                f"{ratio:.2f}",
-                f"{steady:.2f} +- {noise:.2f}",
-                verdict,
-                _bytes(old, new, "peak_bytes"),
-                _bytes(old, new, "held_bytes"),
-            ]
+            {
+                "": f"{title(before['settings'])}: {name}",
+                "time after / before": f"{ratio:.2f}",
+                "beside the peers": f"{steady:.2f} +- {noise:.2f}",
+                "verdict": verdict,
+                "peak memory": _bytes(old, new, "peak_bytes"),
+                "held for backward": _bytes(old, new, "held_bytes"),
+            }
         )
-        # A page here or there is the allocator's.
+        # The allocator rounds up to pages, so a page more is no growth.
         grown += [
             f"{title(before['settings'])}, {name}: {what} {old[what]:,} -> {new[what]:,}"
             for what, slack in (("peak_bytes", 4096), ("held_bytes", 4096), ("launches", 0))
@@ -71,7 +79,7 @@ def _median(record: Record, name: str) -> float:
 def _bytes(old: dict, new: dict, what: str) -> str:
     if old.get(what) is None or new.get(what) is None:
         return ""
-    return f"{show_bytes(old[what])} -> {show_bytes(new[what])}"
+    return f"{bytes_text(old[what])} -> {bytes_text(new[what])}"
 
 
 def main() -> None:
@@ -93,8 +101,8 @@ def main() -> None:
             some, more = compare(before[key], after[key])
             rows += some
             grown += more
-    head = ["", "time after / before", "beside the peers", "", "peak memory", "held for backward"]
-    print(f"\n{markdown(head, rows)}\n")
+    if rows:
+        print(f"\n{markdown(pd.DataFrame(rows))}\n")
     for name, records in (("before", before), ("after", after)):
         for key in records:
             if key not in both:

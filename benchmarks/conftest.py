@@ -1,4 +1,4 @@
-"""Options of ``pytest benchmarks``, its records, and what it says at the end."""
+"""The options of ``pytest benchmarks``, the fixture that writes records, and the tables at the end of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import peers
 import pytest
 from environment import device, device_text, versions
-from records import default_folder, write_record
-from tables import comparison_table, title
+from records import default_folder, title, write_record
+from tables import comparison, markdown
 
 
 def pytest_addoption(parser):
@@ -18,13 +18,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "full: measured with --full alone")
+    config.addinivalue_line("markers", "full: measured with --full only")
     config.measured = []
 
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--full"):
-        skip = pytest.mark.skip(reason="measured with --full alone")
+        skip = pytest.mark.skip(reason="measured with --full only")
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(skip)
@@ -37,11 +37,11 @@ def full(request):
 
 @pytest.fixture
 def keep(request):
-    """Writes a record at once and shows it at the end."""
+    """Writes a record at once, so that an interrupted run keeps it, and shows it at the end."""
     folder = request.config.getoption("--results") or default_folder()
 
     def write(record):
-        # Shown at the end even where it cannot be written.
+        # The record goes into the list first, so that the run shows it even where the disk is full.
         request.config.measured.append(record)
         write_record(folder, record)
         return record
@@ -53,13 +53,13 @@ def pytest_terminal_summary(terminalreporter, config):
     if not config.measured:
         return
     write = terminalreporter.write_line
-    one = versions()
     write("")
-    write(f"{device_text(device())}; " + ", ".join(f"{name} {one[name] or 'absent'}" for name in one))
+    found = ", ".join(f"{name} {version or 'absent'}" for name, version in versions().items())
+    write(f"{device_text(device())}; {found}")
     for name, reason in peers.absent().items():
         write(f"absent: {name} ({reason})")
     for record in config.measured:
         if "contestants" in record:
             write("")
             write(title(record["settings"]))
-            write(comparison_table(record))
+            write(markdown(comparison(record)))

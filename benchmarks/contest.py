@@ -1,4 +1,4 @@
-"""Contestants for the same work, checked against each other, then timed in turn."""
+"""Contestants that do the same work: they are checked against each other, then timed in turn."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from memory import held_bytes, peak_bytes
 from records import Record, new_record
 from torch import Tensor
 
-# A timing of less than this is repeated within itself, so that the clock's own time does not show.
+# A timing covers as many calls as fill this time, so that reading the clock does not count.
 _LEAST_SECONDS = 2e-3
-# Up to this, a call goes before the timing, so that nobody is timed with the last contestant's data in the cache.
+# A call that takes less than this is made once before its timing, so that the cache holds its own data and not those
+# of the contestant before.
 _WARM_SECONDS = 20e-3
+# The least and the most rounds.
 _ROUNDS = (5, 60)
 
 
@@ -28,9 +30,12 @@ _ROUNDS = (5, 60)
 class Contestant:
     """One way to do the work.
 
-    prepare: made before each timing, its result goes to ``run``; None for nothing. forward: what holds memory until
-    the backward; None where that is no question. same_work: False for what computes less. grads: the results by which
-    contestants are compared. clear: frees what a call has left.
+    run: does the work. It gets what ``prepare`` returned.
+    prepare: called before each timing and not timed; None where nothing needs preparing.
+    forward: the part whose result holds memory until the backward; None where memory is not asked for.
+    grads: returns the value and the gradients by which contestants are compared.
+    clear: frees what a call leaves behind, such as gradients.
+    same_work: False for a contestant that computes less.
     """
 
     name: str
@@ -47,7 +52,9 @@ def of_loss(
 ) -> Contestant:
     """The contestant for one pass of a loss.
 
-    what: "value" without gradient, "forward" and "backward" of a training step, or "forward and backward".
+    forward: computes the loss, a tensor of no dimensions.
+    leaves: the tensors whose gradients the backward makes.
+    what: "value" (without a gradient), "forward" or "backward" of a training step, or "forward and backward".
     """
 
     def value(_: Any = None) -> Tensor:
@@ -85,7 +92,10 @@ def of_loss(
 
 
 def assert_equal_results(one: Contestant, other: Contestant, dtype: torch.dtype) -> None:
-    """Value within 1e-4, gradients within what the dtype can tell apart, relative to each and to the largest."""
+    """Raises AssertionError unless the values agree within 1e-4 and the gradients within the precision of ``dtype``.
+
+    Differences are relative to each element, with a small part of the largest element added.
+    """
     assert one.grads is not None and other.grads is not None
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2**-6, torch.float16: 2**-9}[dtype]
     for k, (mine, theirs) in enumerate(zip(one.grads(), other.grads(), strict=True)):
@@ -102,7 +112,7 @@ def assert_equal_results(one: Contestant, other: Contestant, dtype: torch.dtype)
 
 
 def elapsed(one: Contestant, calls: int = 1) -> float:
-    """Seconds a call, what is prepared for it not counted."""
+    """Seconds of one call, without its preparation."""
     ready = [None if one.prepare is None else one.prepare() for _ in range(calls)]
     synchronize()
     start = time.perf_counter()
@@ -115,9 +125,12 @@ def elapsed(one: Contestant, calls: int = 1) -> float:
 def time_in_turn(
     contestants: Sequence[Contestant], seconds: float, benchmark: Any = None
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds a call of each, and calls a timing; every round times each once, so that noise falls on all.
+    """For each contestant, the seconds of a call in each round, and the number of calls in one timing.
 
-    benchmark: pytest-benchmark's fixture, which gets the first contestant; the others run in its set-up.
+    Every round times each contestant once, so that a slow moment of the machine falls on all of them.
+
+    seconds: the time that all rounds together may take.
+    benchmark: the fixture of pytest-benchmark, which times the first contestant; the others run in its set-up.
     """
     calls, warm = {}, {}
     for one in contestants:
@@ -147,14 +160,14 @@ def time_in_turn(
             timing(first)
         return times, calls
 
-    # What pytest-benchmark shows is a whole timing, of several calls where they are short.
+    # pytest-benchmark shows the time of a whole timing, which has several calls where they are short.
     benchmark.extra_info["calls"] = calls[first.name]
     benchmark.pedantic(lambda: timing(first), setup=others, rounds=rounds)
     return times, calls
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
+    """The quantiles p20, p50 and p80."""
     if len(times) == 1:
         return dict.fromkeys(("p20", "p50", "p80"), times[0])
     cuts = stats.quantiles(times, n=10, method="inclusive")
@@ -162,7 +175,7 @@ def quantiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def launches(one: Contestant) -> int | None:
-    """Kernels, copies and fills that a call starts on the GPU; None on the CPU."""
+    """The number of kernels, copies and fills that a call starts on the GPU; None on the CPU."""
     if DEVICE.type != "cuda":
         return None
     ready = None if one.prepare is None else one.prepare()
@@ -183,7 +196,11 @@ def hold(
     seconds: float = 1.5,
     benchmark: Any = None,
 ) -> Record:
-    """Times all, measures their memory, and returns the record."""
+    """Times all contestants, measures their memory, and returns the record.
+
+    absent: the reason for each peer that this machine lacks.
+    floor: the least work of a call; None where that is not known.
+    """
     times, calls = time_in_turn(contestants, seconds, benchmark)
     found: dict[str, dict[str, Any]] = {}
     for one in contestants:

@@ -1,4 +1,4 @@
-"""Where a measurement was made: device, versions, and the ceilings of the device."""
+"""Where a measurement is made: the device, the versions, and what the device can do at most."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def synchronize() -> None:
 
 @functools.cache
 def device() -> dict[str, Any]:
-    """Name and size of what computes."""
+    """The name and the size of the device that computes."""
     if DEVICE.type == "cuda":
         properties = torch.cuda.get_device_properties(DEVICE)
         return {
@@ -49,7 +49,7 @@ def device_text(one: dict[str, Any]) -> str:
 
 
 def slug(text: str) -> str:
-    """The text as a file name."""
+    """The text as a part of a file name: lower case, and a dash for whatever a file name should not have."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-.")
 
 
@@ -70,7 +70,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with + where the code measured is not as committed."""
+    """The commit of the checkout, with a "+" where the measured code differs from it; None outside of a checkout."""
     root = Path(__file__).resolve().parents[1]
     try:
         run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
@@ -87,7 +87,7 @@ def today() -> str:
 
 @functools.cache
 def copy_bandwidth(num_bytes: int | None = None) -> float:
-    """Bytes a second, read and written, of a copy on the device: what a pass over memory can reach."""
+    """Bytes a second, read and written together, of a copy on the device: the most that a pass can reach."""
     if num_bytes is None:
         num_bytes = int(os.environ.get("BENCHMARK_COPY_BYTES", 1 << 30 if DEVICE.type == "cuda" else 1 << 28))
     source = torch.zeros(num_bytes // 4, device=DEVICE)
@@ -106,7 +106,7 @@ def matmul_rate(dtype: torch.dtype, size: int | None = None) -> float:
 
 
 def median_seconds(run: Callable[[], Any], rounds: int = 9) -> float:
-    """Of one call, after a first that does not count."""
+    """The median time of one call. A first call is made and not counted."""
     run()
     times = []
     for _ in range(rounds):

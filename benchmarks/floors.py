@@ -1,4 +1,4 @@
-"""Least work of a call: bytes that must move and products that must be made, and the time that takes here."""
+"""The least work of a call, in bytes and floating-point operations, and the time that it takes on this device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ _TARGET_BYTES = {"uint8": 1, "bool": 1, "float": 4}
 
 
 class Floor(NamedTuple):
-    """num_bytes: moved at the bandwidth of a copy. num_flops: at the rate of a large product in ``dtype``."""
+    """The least work of a call.
+
+    num_bytes: bytes that must be read or written; they move at the bandwidth of a copy.
+    num_flops: operations of matrix products, done at the rate of a large product in ``dtype``.
+    """
 
     num_bytes: int
     num_flops: int
@@ -26,9 +30,9 @@ class Floor(NamedTuple):
 def logits_floor(
     num_rows: int, num_labels: int, dtype: torch.dtype, form: str, num_positives: int, what: str
 ) -> Floor | None:
-    """Of a pass over the logits: reads logits and targets, writes the gradient where one is made.
+    """The floor of a pass over the logits, which reads logits and targets and, with a backward, writes the gradient.
 
-    None for "backward", which alone need do nothing once the gradient has been made with the value.
+    None for "backward" alone: once the forward has made the gradient, nothing is left to do.
     """
     if what == "backward":
         return None
@@ -39,9 +43,9 @@ def logits_floor(
 
 
 def classifier_floor(num_rows: int, num_labels: int, num_features: int, dtype: torch.dtype, what: str) -> Floor:
-    """Of classifier and loss: reads the weight, writes its gradient (or the weight changed, and its state).
+    """The floor of classifier and loss, which read the weight and write its gradient or, in an update, the new weight.
 
-    what: "value", "forward and backward", or "update".
+    what: "value", "forward and backward", or "update". The bytes of an optimizer's state are not counted.
     """
     products = 1 if what == "value" else 3
     weight = dtype.itemsize * num_labels * (num_features + 1)

@@ -1,4 +1,4 @@
-"""What ``gpu_report.py`` measures, in the order of what matters most; each yields records as it has them."""
+"""What ``gpu_report.py`` measures, the most important first. Each function yields its records one by one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fused_balanced_loss.classifier.prediction import predict_topk
 from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
 
 BOTH = "forward and backward"
-# On the CPU Triton's interpreter runs the same kernels.
+# On the CPU Triton's interpreter runs the kernels that a GPU would run.
 IMPL = "auto" if DEVICE.type == "cuda" else "triton"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """rows x labels, and x features of the classifier."""
+    """Sizes in rows and labels, and for the classifier also features."""
 
     streaming: tuple[tuple[int, int], ...]
     small_batch: tuple[int, int]
@@ -49,7 +49,7 @@ LARGE = Sizes(
     million=(128, 1_000_000, 768),
     three_million=(64, 3_000_000, 768),
 )  # fmt: skip
-# For the interpreter, whose programs take milliseconds: every path, no figure that means anything.
+# For the interpreter, which takes milliseconds for each program: every path runs, and no figure means anything.
 SMALL = Sizes(
     streaming=((4, 300),),
     small_batch=(2, 300),
@@ -61,12 +61,15 @@ SMALL = Sizes(
 
 
 def _names(sizes: Sizes, *names: str) -> list[str]:
-    """Compiling takes seconds a shape: at small sizes ``streaming`` has done it."""
+    """The names that are measured at these sizes.
+
+    torch.compile takes seconds for each shape, so at small sizes only ``streaming`` measures it.
+    """
     return [name for name in names if name != COMPILED or sizes is LARGE]
 
 
 def ceilings(_: Sizes) -> Iterator[Record]:
-    """What the device can do: bandwidth of a copy, rate of a large product."""
+    """The most that the device can do: the bandwidth of a copy and the rate of a large product."""
     figures = {"copy, GB/s": copy_bandwidth() / 1e9}
     figures |= {f"product {dtype}, TFLOP/s": matmul_rate(dtype) / 1e12 for dtype in (torch.bfloat16, torch.float32)}
     yield new_record({"operation": "device", "variant": "ceilings"}, figures=figures)
@@ -82,7 +85,7 @@ def _loss_runs(function: peers.Loss, buffers: list[Tensor]) -> list[Callable[[],
 def logits_on_device(
     shape: tuple[int, int], dtype: torch.dtype, form: str, names: list[str], loss: str = "DB"
 ) -> Record:
-    """Forward and backward by CUDA graph, so that the host's time is no part of it."""
+    """Forward and backward in a CUDA graph, so that the time of the host does not count."""
     problem = make_problem(*shape, dtype)
     buffers = copies(lambda: problem.logits)
     floor = logits_floor(*shape, dtype, form, len(problem.sparse.col), BOTH)
@@ -93,7 +96,7 @@ def logits_on_device(
         if name in absent:
             continue
         function = peers.make_loss(name, problem, loss, form=form, impl=IMPL)
-        # The plain formula's graph keeps every buffer: it goes over fewer inputs.
+        # A graph keeps all buffers of the formula, so the others run over two inputs only.
         runs = _loss_runs(function, buffers if name == OURS else buffers[:2])
         seconds = quantiles(graph_seconds(runs))
         one = Contestant(name, lambda _, runs=runs: runs[0]())
@@ -115,7 +118,7 @@ def logits_on_device(
 
 
 def streaming(sizes: Sizes) -> Iterator[Record]:
-    """The one-pass kernel where memory bounds it, against eager and compiled formula."""
+    """The one-pass kernel at sizes where memory bounds it, against the formula, eager and compiled."""
     for shape in sizes.streaming:
         for dtype in (torch.bfloat16, torch.float32):
             names = [OURS, EAGER, COMPILED, TIMM_DB, PLAIN] if shape == sizes.streaming[0] else [OURS, COMPILED]
@@ -124,7 +127,7 @@ def streaming(sizes: Sizes) -> Iterator[Record]:
 
 
 def small_batch(sizes: Sizes) -> Iterator[Record]:
-    """The paper's batch: replay of a graph, and what the host does in an eager call."""
+    """The paper's batch size: a replayed graph, and the host's work in an eager call."""
     for dtype in (torch.bfloat16, torch.float32):
         for form in ("csr", "uint8"):
             names = _names(sizes, OURS, EAGER, COMPILED, TIMM_DB, PLAIN)
@@ -149,7 +152,7 @@ def small_batch(sizes: Sizes) -> Iterator[Record]:
 
 
 def classifier(sizes: Sizes) -> Iterator[Record]:
-    """Classifier and loss in one in bf16, against F.linear and the loss over its logits."""
+    """The fused classifier and loss in bf16, against F.linear followed by a loss over its logits."""
     for shape in sizes.classifier:
         yield _classifier(shape, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
         gc.collect()
@@ -188,7 +191,7 @@ def _classifier(shape: tuple[int, int, int], dtype: torch.dtype) -> Record:
 
 
 def in_place_update(sizes: Sizes) -> Iterator[Record]:
-    """Steps of a classifier of millions of labels, whose gradient never exists whole; and its predictions."""
+    """Training steps and predictions of a classifier of millions of labels, whose gradient never exists as a whole."""
     dtype = torch.bfloat16
     updates = {"SGD": lambda: SGDUpdate(0.01), "AdamW, state by row": lambda: AdamWUpdate(0.01, state="row")}
     for shape, names in ((sizes.three_million, ["SGD"]), (sizes.million, list(updates))):
@@ -239,7 +242,7 @@ def _repeated(run: Callable[[], object], rounds: int = 7) -> dict[str, float]:
 
 
 def sweep(sizes: Sizes) -> Iterator[Record]:
-    """The other sizes; dense targets; the other losses."""
+    """More sizes, dense targets, and the other losses."""
     for shape in sizes.sweep:
         yield logits_on_device(shape, torch.bfloat16, "csr", _names(sizes, OURS, COMPILED, PLAIN))
         gc.collect()

@@ -1,9 +1,11 @@
-"""Everything that wants a GPU, in one go: tests, then measurements, most important first, then tables.
+"""All that needs a GPU, in one run: the tests, then the measurements, the most important first, then the report.
 
     python benchmarks/gpu_report.py [--seconds 530] [--output FOLDER]
 
-needs torch and Triton, no network, no installation. Records are written as they come; what fails is recorded and the
-rest goes on; what there is no time for is named. On a CPU the same runs at small sizes with Triton's interpreter.
+It needs torch, Triton and NumPy, no network and no installation. The report's tables need pandas and tabulate; without
+them the figures are printed as plain text, and ``report.py`` makes the tables later, on any machine. Each record is
+written as soon as it is there. A measurement that fails is recorded and the others go on; one for which no time is left
+is named. On a CPU the same code runs at small sizes with Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 if not torch.cuda.is_available():
-    # Before Triton is imported; and nothing here is to take minutes.
+    # Triton reads this when it is imported. The sizes keep the calibration from taking minutes.
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("BENCHMARK_COPY_BYTES", str(1 << 22))
     os.environ.setdefault("BENCHMARK_MATMUL_SIZE", "128")
 
 from environment import DEVICE, device, device_text, versions  # noqa: E402
 from gpu_measurements import LARGE, MEASUREMENTS, SMALL  # noqa: E402
-from records import default_folder, new_record, write_record  # noqa: E402
-from report import write_report  # noqa: E402
-from tables import comparison_table, title  # noqa: E402
+from quantities import bytes_text, seconds_text, share_text  # noqa: E402
+from records import Record, contestants_of, default_folder, new_record, title, write_record  # noqa: E402
 
-# Those that compute on the device; seconds they may take.
-TESTS = ["losses", "edges", "linear_loss", "classifier_update", "prediction", "modules", "compile"]
+# The tests that compute on the device, and the seconds that they may take together.
+TESTS = [
+    "test_losses.py", "test_edges.py", "classifier/test_linear_loss.py", "optim/test_classifier_update.py",
+    "classifier/test_prediction.py", "test_modules.py", "backends/test_compile.py",
+]  # fmt: skip
+TESTS_ON_CPU = ["test_spec.py"]
 TESTS_SECONDS = 180
 NCU_METRICS = {
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "memory, % of peak",
@@ -47,12 +52,12 @@ NCU_METRICS = {
 
 
 class OutOfTimeError(Exception):
-    """The seconds given are over."""
+    """The time given is over."""
 
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTimeError in the block after ``seconds``."""
+    """Raises OutOfTimeError inside the block when it has run for ``seconds``."""
 
     def stop(*_: object) -> None:
         raise OutOfTimeError(f"stopped after {seconds:.0f} s")
@@ -67,9 +72,9 @@ def limit(seconds: float) -> Iterator[None]:
 
 
 def run_tests(files: list[str], seconds: float) -> dict[str, object]:
-    """The test suite on this device, in a process of its own; its closing line."""
-    command = [sys.executable, "-m", "pytest", *files, "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-x"]
-    command[-1:] = ["--maxfail=20", "--tb=short"]
+    """Runs test files in a process of their own, and returns the exit status, the last line and the failed tests."""
+    command = [sys.executable, "-m", "pytest", *files, "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command += ["--maxfail=20", "--tb=short"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     try:
         done = subprocess.run(
@@ -85,7 +90,7 @@ def run_tests(files: list[str], seconds: float) -> dict[str, object]:
 
 
 def profile_kernels(seconds: float) -> dict[str, object]:
-    """ncu's figures of the one-pass kernel, where ncu is and may read the counters."""
+    """The figures that ncu reads for the one-pass kernel, or the reason why it gave none."""
     ncu = shutil.which("ncu")
     if ncu is None:
         return {"ncu": "absent"}
@@ -116,8 +121,7 @@ def main() -> int:
     output = options.output or (ROOT / "runs" / "gpu_report" if small else default_folder())
     files = options.tests
     if files is None:
-        names = ["spec"] if small else TESTS
-        files = [f"tests/test_{name}.py" for name in names if (ROOT / f"tests/test_{name}.py").exists()]
+        files = [f"tests/{name}" for name in (TESTS_ON_CPU if small else TESTS)]
     if small:
         print("No GPU: small sizes with Triton's interpreter. No figure of this run means anything.")
     print(f"{device_text(device())}; {versions()}", flush=True)
@@ -127,7 +131,7 @@ def main() -> int:
         return end - time.monotonic()
 
     if files:
-        # Half at most: the measurements are to come.
+        # At most half of the time, because the measurements come after.
         figures = run_tests(files, min(TESTS_SECONDS, left() / 2))
         print(f"tests: {figures}", flush=True)
         write_record(output, new_record({"operation": "device", "variant": "tests"}, figures=figures))
@@ -139,13 +143,13 @@ def main() -> int:
             print(f"{measure.__name__}: no time left", flush=True)
             continue
         try:
-            # What the tables take is left over.
+            # The last five seconds are for the report.
             with limit(left() - 5):
                 for record in measure(SMALL if small else LARGE):
                     path = write_record(output, record)
                     _show(record, path)
         except Exception as error:
-            # One failure is not to cost the others; what it was stands in the records.
+            # One failure must not cost the other measurements. The records say what it was.
             problems.append(measure.__name__)
             what = f"{type(error).__name__}: {str(error)[:500]}"
             print(f"{measure.__name__}: {what}", flush=True)
@@ -160,15 +164,35 @@ def main() -> int:
             figures = {"ncu": f"{type(error).__name__}: {error}"}
         write_record(output, new_record({"operation": "device", "variant": "ncu"}, figures=figures))
         print(f"ncu: {figures}", flush=True)
-    paths = write_report(output)
-    print(paths[0].read_text())
+    print(_report(output))
     print(f"{options.seconds - left():.0f} s; not whole: {', '.join(problems) or 'nothing'}; {output}")
     return 1 if problems else 0
 
 
-def _show(record: dict, path: Path) -> None:
+def _show(record: Record, path: Path) -> None:
+    """Prints a record without pandas, which a machine with a GPU may lack."""
     print(f"\n{title(record['settings'])} -> {path.name}")
-    print(comparison_table(record) if "contestants" in record else record.get("figures"), flush=True)
+    for name in contestants_of([record]) if "contestants" in record else []:
+        one = record["contestants"][name]
+        share, peak = share_text(one.get("share_of_floor")), bytes_text(one.get("peak_bytes"))
+        shown = [f"median {seconds_text(one['seconds']['p50'])}"]
+        shown += [f"of the floor {share}"] * bool(share) + [f"peak {peak}"] * bool(peak)
+        print(f"  {name}: {', '.join(shown)}")
+    for name, figure in (record.get("figures") or {}).items():
+        print(f"  {name}: {figure}")
+    sys.stdout.flush()
+
+
+def _report(folder: Path) -> str:
+    """The text of report.md, which is written, or why there is none."""
+    try:
+        from report import write_report
+    except ImportError as error:
+        return f"No report.md ({error}). On a machine with pandas and tabulate: python benchmarks/report.py {folder}"
+    try:
+        return write_report(folder)[0].read_text()
+    except ValueError as error:
+        return f"No report.md: {error}"
 
 
 if __name__ == "__main__":

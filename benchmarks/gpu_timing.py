@@ -1,4 +1,4 @@
-"""Device time, captures, synchronisations: what differs on a GPU, each with what the CPU has in its place."""
+"""Time on the device, host time and synchronisations. On the CPU each function does what comes nearest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _REPLAYS = 25
 
 
 def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS) -> list[float]:
-    """Seconds a call on the device, of calls captured in one CUDA graph, a figure for each replay.
+    """Seconds of one call on the device, one figure for each replay of a CUDA graph that holds all calls.
 
-    Several runs over buffers of their own keep the data out of the cache. On the CPU the calls are made as they are.
+    Pass several runs, each over buffers of its own, so that the cache cannot hold the data. On the CPU the calls are
+    simply made.
 
     Raises:
-        RuntimeError: where a call cannot be captured (it waits for the device).
+        RuntimeError: where a call cannot be captured because it waits for the device.
     """
     if DEVICE.type == "cpu":
         return [_wall(runs) for _ in range(2)]
@@ -60,7 +61,7 @@ def _wall(runs: Sequence[Callable[[], Any]]) -> float:
 
 
 def host_seconds(run: Callable[[], Any], calls: int = 50) -> float:
-    """Seconds the host takes to start a call, the device not waited for."""
+    """Seconds that the host takes to start a call, without waiting for the device."""
     calls = calls if DEVICE.type == "cuda" else 2
     run()
     synchronize()
@@ -73,7 +74,7 @@ def host_seconds(run: Callable[[], Any], calls: int = 50) -> float:
 
 
 def host_synchronisations(run: Callable[[], Any]) -> int | None:
-    """How often the call makes the host wait for the device; None on the CPU."""
+    """The number of times that the call makes the host wait for the device; None on the CPU."""
     run()
     if DEVICE.type == "cpu":
         return None
@@ -90,7 +91,7 @@ def host_synchronisations(run: Callable[[], Any]) -> int | None:
 
 
 def copies(make: Callable[[], torch.Tensor], at_least: int = 4) -> list[torch.Tensor]:
-    """Enough tensors that together they are four times the cache of the device."""
+    """Copies of a tensor, as many as together take four times the memory of the device's cache, and at most 64."""
     first = make()
     if DEVICE.type == "cpu":
         return [first]

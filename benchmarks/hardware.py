@@ -1,9 +1,9 @@
 """GPUs by their public figures, and the least time that a kernel's instructions and bytes take on them.
 
-NVIDIA's data sheets: A100 80GB SXM (2,039 GB/s, 19.5 TFLOPS of FP32), H100 SXM (3.35 TB/s, 67 TFLOPS), H200 SXM
-(4.8 TB/s, 67 TFLOPS). Multiprocessors: the architecture white papers (108 on the A100, 132 on the H100, which the H200
-shares). The boost clock is what the FP32 figure implies: 2 operations a lane a clock, 64 lanes on sm_80 and 128 on
-sm_90. CUDA C++ Programming Guide, "Arithmetic Instructions": 16 special functions (ex2, lg2, rcp) a clock and
+Sources. NVIDIA's data sheets: A100 80GB SXM (2,039 GB/s, 19.5 TFLOPS of FP32), H100 SXM (3.35 TB/s, 67 TFLOPS),
+H200 SXM (4.8 TB/s, 67 TFLOPS). Multiprocessors: the architecture white papers (108 on the A100, 132 on the H100, which
+the H200 shares). The boost clock is what the FP32 figure implies: 2 operations a lane a clock, 64 lanes on sm_80 and
+128 on sm_90. CUDA C++ Programming Guide, "Arithmetic Instructions": 16 special functions (ex2, lg2, rcp) a clock and
 multiprocessor on both; "Hardware Multithreading": four schedulers, each one instruction of 32 lanes a clock.
 """
 
@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """Of one GPU: bytes a second of its memory, multiprocessors, boost clock in Hz."""
+    """A GPU.
+
+    target: its architecture. bytes_a_second: of its memory. processors: number of multiprocessors. clock: boost clock
+    in Hz.
+    """
 
     target: str
     bytes_a_second: float
@@ -26,11 +30,15 @@ GPUS = {
     "H100": Gpu("sm_90", 3.35e12, 132, 67e12 / (2 * 128 * 132)),
     "H200": Gpu("sm_90", 4.8e12, 132, 67e12 / (2 * 128 * 132)),
 }
+# A multiprocessor executes so many instructions of single lanes, and so many special functions, in a clock.
 _LANES, _SPECIAL = 128, 16
 
 
 def floors(gpu: Gpu, num_bytes: float, instructions: float, special_functions: float) -> dict[str, float]:
-    """Seconds an element: by memory, by instructions issued, by special functions. The largest is the floor."""
+    """Seconds an element that each resource needs; the largest of them is the floor.
+
+    num_bytes, instructions, special_functions: of one element.
+    """
     clocks = gpu.processors * gpu.clock
     return {
         "memory": num_bytes / gpu.bytes_a_second,

@@ -1,7 +1,8 @@
-"""Memory that a call allocates, on the CPU by the profiler's record of each allocation, on a GPU by its allocator."""
+"""Memory that a call allocates: on the CPU from the profiler's list of allocations, on a GPU from the allocator."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,25 +11,24 @@ from unittest import mock
 import torch
 from environment import DEVICE
 
-from fused_balanced_loss.backends import memory as own_memory
-
 
 def peak_bytes(run: Callable[[], Any], clear: Callable[[], Any] | None = None) -> int:
-    """Most memory that the call had allocated at once, beyond what was there before.
+    """The most bytes that the call had allocated at once, beyond what was allocated before it.
 
-    clear: frees what an earlier call has left, the gradients, so that it is not freed within the record.
+    clear: frees what an earlier call has left, such as gradients. Otherwise the measured call would free it, and its
+    figure would be too small.
     """
     return _memory(run, clear)[0]
 
 
 def held_bytes(forward: Callable[[], Any], clear: Callable[[], Any] | None = None) -> int:
-    """Memory that the result keeps: what waits for the backward, the gradient included where it is made already."""
+    """The bytes that live as long as the result: what waits for the backward, with a gradient that is already made."""
     return _memory(forward, clear)[1]
 
 
 def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[int, int]:
-    """(peak, what is left while the result lives)."""
-    # Whatever is made once is made now.
+    """The peak, and what is left while the result lives."""
+    # A first call makes what is made once and kept, such as the constants of the labels.
     kept = run()
     del kept
     if clear is not None:
@@ -40,9 +40,8 @@ def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[in
         kept = run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-    # What the library maps itself the profiler would not see.
     with (
-        mock.patch.object(own_memory, "_MAPPED_FROM", math.inf),
+        _all_memory_from_torch(),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
     ):
         kept = run()
@@ -53,3 +52,12 @@ def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[in
             now += event.nbytes()
             peak = max(peak, now)
     return peak, now
+
+
+def _all_memory_from_torch() -> contextlib.AbstractContextManager[object]:
+    """Has large tensors allocated by PyTorch: the profiler does not see memory that the library maps itself."""
+    try:
+        from fused_balanced_loss.backends import memory as own_memory
+    except ImportError:
+        return contextlib.nullcontext()
+    return mock.patch.object(own_memory, "_MAPPED_FROM", math.inf)

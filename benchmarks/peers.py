@@ -1,4 +1,4 @@
-"""What people use today, as functions from logits to a loss, each named, or absent with the reason."""
+"""The peers: what people use today, as functions from logits to a loss. A peer may be absent, with a reason."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ OURS, EAGER, COMPILED, PLAIN = "ours", "formula, eager", "formula, torch.compile
 TIMM_DB, TIMM_ASL = "timm DistributionBalancedLoss", "timm AsymmetricLossMultiLabel"
 FVCORE, TORCHVISION = "fvcore sigmoid_focal_loss", "torchvision sigmoid_focal_loss"
 
-# timm's defaults (the ECCV 2020 form) in our terms.
+# What timm's DistributionBalancedLoss computes by default (the ECCV 2020 form), as a spec of ours.
 TIMM_SPEC = LossSpec.preset("DB").replace(mu=0.2, kappa=0.05 / 2, positive_factor=2.0, negative_factor=2.0)
 
 
 def spec_of(name: str, loss: str) -> LossSpec:
-    """What a contestant for the preset ``loss`` computes."""
+    """The loss that a contestant for the preset ``loss`` computes."""
     if name == PLAIN:
         return LossSpec.preset("BCE")
     return TIMM_SPEC if name == TIMM_DB else LossSpec.preset(loss, corpus="pubmed")
 
 
 def names_for(loss: str) -> list[str]:
-    """The peers for a preset, whether here or not."""
+    """The peers for a preset, whether this machine has them or not."""
     library = {"DB": [TIMM_DB], "FL": [FVCORE, TORCHVISION], "ASL": [TIMM_ASL]}.get(loss, [])
     return [EAGER, COMPILED, *library, PLAIN]
 
 
 @functools.cache
 def absent() -> dict[str, str]:
-    """Peers that this machine lacks, and why."""
+    """The peers that this machine lacks, and why."""
     reasons = {name: _why_absent(load) for name, load in _LOADERS.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -55,14 +55,14 @@ def _why_absent(load: Callable[[], ModuleType]) -> str:
 
 
 def our_targets(problem: Problem, form: str) -> Tensor | SparseTargets:
-    """The targets as "csr", "uint8", "bool" or "float"."""
+    """The targets [N, C] in the form "csr" (label ids), "uint8", "bool" or "float"."""
     if form == "csr":
         return problem.sparse
     return problem.dense.to({"uint8": torch.uint8, "bool": torch.bool, "float": torch.float32}[form])
 
 
 def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl: str = "auto") -> Loss:
-    """A contestant by name. Peers take dense float targets, made beforehand; ours takes ``form``."""
+    """The contestant ``name``. Peers get dense float targets, which are made beforehand; ours gets ``form``."""
     dense = problem.dense
     if name == OURS:
         targets, spec = our_targets(problem, form), spec_of(name, loss)
@@ -70,13 +70,13 @@ def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl
     if name in (EAGER, COMPILED):
         function: Callable[..., Tensor] = formula
         if name == COMPILED:
-            # A shape compiled before must not make this one dynamic.
+            # Otherwise a shape that was compiled before would make this one dynamic, which runs slower.
             torch._dynamo.reset()
             function = torch.compile(formula, dynamic=False)
         counts, num_samples, spec = problem.counts, problem.statistics.num_samples, spec_of(name, loss)
         return lambda z: function(z, dense, counts, num_samples, spec)
     if name == PLAIN:
-        # It wants the logits' dtype or promotes; autocast would promote too.
+        # Autocast computes it in float32 too.
         return lambda z: torch.nn.functional.binary_cross_entropy_with_logits(z.float(), dense)
     module = _LOADERS[name]()
     if name == TIMM_DB:
@@ -89,7 +89,7 @@ def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl
 
 
 def _timm(file: str) -> ModuleType:
-    """timm's module of one loss; loaded by itself, for the package wants torchvision, the loss torch alone."""
+    """timm's module of one loss. It is loaded from its file, because the package timm imports torchvision."""
     name = f"timm_loss_{file}"
     if name in sys.modules:
         return sys.modules[name]

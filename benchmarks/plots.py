@@ -1,4 +1,7 @@
-"""Plots of records: speed against N and C, share of the floor, peak memory; each says what it is from."""
+"""Plots of records: time by labels and by rows, share of the floor, peak memory.
+
+Each plot names the device, the versions and the commit that its figures come from.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _Value = Callable[[Record, str], "float | None"]
 
 
 def write_plots(records: Sequence[Record], folder: Path, origin: str) -> list[Path]:
-    """Plots of those sweeps that have at least two sizes."""
+    """Draws each sweep that has at least two sizes, and returns the paths of the plots."""
     plain = [
         record
         for record in records

@@ -1,4 +1,4 @@
-"""Inputs of a given size, and the loss written as one would write it."""
+"""Inputs of a given size, and the losses as a user would write them in PyTorch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets
 
 NUM_TRAIN = 200_000
-# Labels a sample carries on average, where there are enough of them.
+# How many labels a sample carries, if there are enough labels.
 LABELS_A_SAMPLE = 12
 
 
 class Problem(NamedTuple):
-    """logits [N, C] (a leaf), targets in both forms, what the losses know of the training set.
+    """One input of the losses.
 
-    dense: float32 [N, C]. counts: float32 [C].
+    logits: [N, C], a leaf. dense: the targets, float32 [N, C]. sparse: the same targets as label ids.
+    statistics: the label counts of the training set. counts: the same counts, float32 [C].
     """
 
     logits: Tensor
@@ -30,14 +31,14 @@ class Problem(NamedTuple):
 
 
 class SparseProblem(NamedTuple):
-    """What is left of a problem where dense targets and logits would be too large."""
+    """A problem without logits and dense targets, for sizes at which these would not fit into memory."""
 
     sparse: SparseTargets
     statistics: LabelStatistics
 
 
 class Classifier(NamedTuple):
-    """features [N, D], weight [C, D], bias [C], all leaves."""
+    """features [N, D], weight [C, D] and bias [C], all of them leaves."""
 
     features: Tensor
     weight: Tensor
@@ -78,7 +79,16 @@ def make_classifier(num_rows: int, num_labels: int, num_features: int, dtype: to
 
 
 def formula(logits: Tensor, targets: Tensor, counts: Tensor, num_samples: int, spec: LossSpec) -> Tensor:
-    """Mean loss of the specs that the presets give, from dense float targets: the equations one after another."""
+    """The mean loss of a preset's spec, as a user writes it in PyTorch: the equations one after another, in float32.
+
+    The library's oracle (``fused_balanced_loss.backends.reference``) is the same equations, but no fair contestant: it
+    computes weights [N, C] in float64 and every logarithm to the last digit, and takes about twice as long.
+    tests/benchmarks checks this formula against the oracle.
+
+    Args:
+        logits: [N, C]. targets: float [N, C]. counts: [C], how many of the ``num_samples`` training samples carry each
+            label.
+    """
     z, w, s = logits.float(), 1.0, 1.0
     if spec.probability_margin:
         return _margin_formula(z, targets, spec)
@@ -101,7 +111,7 @@ def formula(logits: Tensor, targets: Tensor, counts: Tensor, num_samples: int, s
 
 
 def _margin_formula(z: Tensor, targets: Tensor, spec: LossSpec) -> Tensor:
-    """Asymmetric loss (Ridnik et al., ICCV 2021, equations 4 to 6)."""
+    """The mean of asymmetric loss (Ridnik et al., ICCV 2021, equations 4 to 6)."""
     p = torch.sigmoid(z)
     right = torch.where(targets == 1, p, (1 - p + spec.probability_margin).clamp(max=1))
     gamma = torch.where(targets == 1, *spec.gammas)

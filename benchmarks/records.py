@@ -1,8 +1,8 @@
-"""Records of measurements: one JSON file each, written whole when it is made.
+"""Records of measurements. Each is one JSON file, which is written as soon as its measurement is done.
 
-A record: "settings" (what was measured: "operation", "loss", "pass", "rows", "labels", "dtype", ...), "contestants" by
-name (see ``contest.py``), "absent" (name: reason), "floor" ({"bytes", "flops", "seconds"} or null), "ceilings",
-"device", "versions", "date".
+A record has "settings" (what was measured: "operation", "loss", "pass", "rows", "labels", "dtype", ...), "contestants"
+by name (``contest.py`` says what is kept of each), "absent" (the reason by name), "floor" ({"bytes", "flops",
+"seconds"} or null), "ceilings", "device", "versions" and "date".
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ Record = dict[str, Any]
 
 
 def default_folder() -> Path:
-    """Where the records of this device are."""
+    """Where the records of this device lie."""
     return RESULTS / slug(device_text(device()))
 
 
 def new_record(settings: dict[str, Any], **content: Any) -> Record:
     return {"settings": settings, **content, "device": device(), "versions": versions(), "date": today()}
+
+
+def title(settings: dict[str, Any]) -> str:
+    """What was measured, in words."""
+    size = " x ".join(f"{settings[name]:,}" for name in ("rows", "labels", "features") if settings.get(name))
+    parts = [settings["operation"], settings.get("loss"), settings.get("pass"), size, settings.get("dtype")]
+    targets = settings.get("targets")
+    parts += [f"{targets} targets" if targets else None, settings.get("variant")]
+    return ", ".join(part for part in parts if part)
 
 
 def key(settings: dict[str, Any]) -> str:
@@ -37,7 +46,7 @@ _ORDER = ["operation", "loss", "pass", "rows", "labels", "features", "dtype", "t
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """The file takes its name when it is whole: whoever is interrupted leaves the old record or the new."""
+    """Writes a temporary file and renames it, so that an interrupted run leaves the old record or the new one."""
     folder = folder / "records"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{key(record['settings'])}.json"
@@ -55,10 +64,10 @@ def write_record(folder: Path, record: Record) -> Path:
 
 
 def read_records(folder: Path) -> dict[str, Record]:
-    """Records of a folder by key, in the order of their settings.
+    """The records of a folder by key, in the order of their settings.
 
     Raises:
-        ValueError: for a file that is no record, and for a folder without any.
+        ValueError: for a file that is no record, and for a folder without records.
     """
     read = [_read(path) for path in sorted((folder / "records").glob("*.json"))]
     records = {key(record["settings"]): record for record in read}
@@ -82,6 +91,6 @@ def _sortable(settings: dict[str, Any]) -> list[tuple[int, float, str]]:
 
 
 def contestants_of(records: Iterable[Record]) -> list[str]:
-    """Names in the order of their first appearance, ours first."""
+    """The names of all contestants in the order of their first appearance; ours come first."""
     names = dict.fromkeys(name for record in records for name in record["contestants"])
     return sorted(names, key=lambda name: not name.startswith("ours"))

@@ -1,8 +1,9 @@
-"""Records as tables and plots.
+"""Makes tables and plots from records.
 
     python benchmarks/report.py [FOLDER ...]
 
-writes report.md and PNG plots into each folder (default: every one below benchmarks/results), from its records.
+reads the records of each folder (default: every folder below benchmarks/results) and writes report.md and PNG plots
+beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 from environment import device_text
-from records import RESULTS, Record, read_records
-from tables import comparison_table, crossover_lines, markdown, show_bytes, show_seconds, title
+from quantities import bytes_text, seconds_text
+from records import RESULTS, Record, contestants_of, read_records, title
+from tables import comparison, markdown
 
 _SECTIONS = {
     "logits": "Loss over logits",
@@ -29,7 +32,7 @@ _SECTIONS = {
 
 
 def origin(records: Iterable[Record]) -> str:
-    """Device, versions and dates of the records, each once."""
+    """The devices, versions, commits and dates of the records, each named once."""
     records = list(records)
     devices = sorted({device_text(record["device"]) for record in records})
     versions = sorted(
@@ -47,7 +50,12 @@ def origin(records: Iterable[Record]) -> str:
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Raises ValueError for a folder without records, OSError where it cannot write."""
+    """Writes report.md and the plots, and returns their paths.
+
+    Raises:
+        ValueError: for a folder without records, or with a file that is none.
+        OSError: where a file cannot be written.
+    """
     records = list(read_records(folder).values())
     pictures: list[Path] = []
     try:
@@ -57,11 +65,11 @@ def write_report(folder: Path) -> list[Path]:
     else:
         pictures = write_plots(records, folder, origin(records))
     lines = ["# Measured", "", origin(records) + ".", ""]
-    lines += ["Contestants of a table ran in turn, in one process; times are of a call. "
-              "The floor is the time in which a copy on this device moves the bytes that must move (or a large product "
-              "makes the products that must be made).", ""]  # fmt: skip
+    lines += ["The contestants of a table ran in turn in one process. Times are of one call. The floor is the least "
+              "time that the work can take here: a copy on this device would need it to move the bytes that must move, "
+              "or a large matrix product to do the multiplications.", ""]  # fmt: skip
     lines += [line for picture in pictures for line in (f"![{picture.stem}]({picture.name})", "")]
-    crossovers = crossover_lines(records)
+    crossovers = who_is_ahead(records)
     if crossovers:
         lines += ["## Who is ahead", "", *crossovers, ""]
     for operation, heading in _SECTIONS.items():
@@ -82,35 +90,61 @@ def _section(records: list[Record]) -> list[str]:
     for record in records:
         lines += [f"**{title(record['settings'])}**", ""]
         if "contestants" in record:
-            lines += [comparison_table(record), ""]
-        if "figures" in record:
-            rows = [[name, _show(name, value)] for name, value in record["figures"].items()]
-            lines += [markdown(["", "figure"], rows), ""]
+            lines += [markdown(comparison(record)), ""]
+        if record.get("figures"):
+            rows = [(name, _text(name, value)) for name, value in record["figures"].items()]
+            lines += [markdown(pd.DataFrame(rows, columns=["", "figure"])), ""]
     return lines
 
 
-def _show(name: str, value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if name.endswith("seconds"):
-            return show_seconds(value)
+            return seconds_text(value)
         if name.endswith("bytes"):
-            return show_bytes(value)
+            return bytes_text(value)
         return f"{value:.4g}"
     return str(value)
 
 
 def _first_use_table(records: list[Record]) -> str:
-    head = ["", "import beside torch", "first call", "first call, caches filled", "second call"]
     rows = [
-        [
-            record["settings"]["variant"],
-            *(show_seconds(record["cold"][name]) for name in ("import", "first_call")),
-            show_seconds(record["cached"]["first_call"]),
-            show_seconds(record["cached"]["second_call"]),
-        ]
+        {
+            "": record["settings"]["variant"],
+            "import beside torch": seconds_text(record["cold"]["import"]),
+            "first call": seconds_text(record["cold"]["first_call"]),
+            "first call, caches filled": seconds_text(record["cached"]["first_call"]),
+            "second call": seconds_text(record["cached"]["second_call"]),
+        }
         for record in records
     ]
-    return markdown(head, rows)
+    return markdown(pd.DataFrame(rows))
+
+
+def who_is_ahead(records: Iterable[Record]) -> list[str]:
+    """A line for each peer: at how many sizes ours is ahead, level within the noise or behind; and where behind."""
+    compared: dict[str, list[tuple[str, float, Record]]] = {}
+    for record in records:
+        # Ours makes the gradient in the forward pass, so a comparison of one pass alone would say nothing.
+        if "contestants" not in record or record["settings"].get("pass") in ("forward", "backward"):
+            continue
+        ours = record["contestants"][contestants_of([record])[0]]["seconds"]
+        for name, one in record["contestants"].items():
+            if name.startswith("ours"):
+                continue
+            label = name + ("" if one["same_work"] else " (computes less)")
+            theirs = one["seconds"]
+            order = "ahead" if ours["p80"] < theirs["p20"] else "behind" if theirs["p80"] < ours["p20"] else "level"
+            compared.setdefault(label, []).append((order, ours["p50"] / theirs["p50"], record))
+    lines = []
+    for label, found in compared.items():
+        number = {order: sum(one[0] == order for one in found) for order in ("ahead", "level", "behind")}
+        where = [
+            f"{title(record['settings'])} ({ratio:.2f} times)" for order, ratio, record in found if order == "behind"
+        ]
+        counts = f"ours is ahead at {number['ahead']}, level at {number['level']}, behind at {number['behind']} sizes"
+        lines.append(f"* {label}: {counts}" + (f": {'; '.join(where)}" if where else ""))
+    return lines
 
 
 def main() -> None:

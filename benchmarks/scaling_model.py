@@ -1,16 +1,17 @@
-"""What a training step of a sharded classifier should take: a model of bytes, operations and messages.
+"""How long a training step of a sharded classifier should take: a model of bytes, operations and messages.
 
     python benchmarks/scaling_model.py                    # 10 million labels on 8 GPUs, 100 million on 64, and the plot
     python benchmarks/scaling_model.py --measure          # the same model against steps measured on this machine
 
-It is of classifier and loss alone, with the in-place update of ``ClassifierUpdate``; the encoder is not in it.
-*Not yet measured on a GPU.* A step is two passes: one computes the loss, the backward makes the logits again, their
-gradient, the gradients of features and weight, and changes the weight. What belongs to a chunk stays in cache.
-``floor`` takes compute, memory and network as overlapping perfectly (their maximum), ``sum`` as not at all.
+The model covers classifier and loss with the update in the backward (``SGDUpdate``, ``AdamWUpdate``), without the
+encoder. *Not yet measured on a GPU.* A step has two passes. The forward computes the loss. The backward makes the
+logits again, then their gradient and the gradients of features and weight, and changes the weight. The model takes it
+that the data of a chunk stay in the cache. ``floor`` assumes that compute, memory and network overlap perfectly (it is
+their maximum); ``sum`` assumes that they do not overlap.
 
-Defaults: NVIDIA's data sheet of the H200 (bf16 989 TFLOPS dense, 141 GB, NVLink 900 GB/s both ways together); copy at
-4.3 TB/s; instructions as in ``hardware.py``, 30 an element (benchmarks/results/static.md). Assumed: 50 GB/s and 10 us
-a message between nodes.
+Defaults: NVIDIA's data sheet of the H200 (bf16 989 TFLOPS dense, 141 GB, NVLink 900 GB/s both ways together), a copy at
+4.3 TB/s, and 30 instructions an element (benchmarks/results/static.md) at the rate of ``hardware.py``. Assumed: 50 GB/s
+and 10 us a message between nodes.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ from typing import NamedTuple
 from hardware import GPUS
 
 STATE_BYTES = {"sgd": 0, "adamw-row": 2, "adamw-bfloat16": 4, "adamw-float32": 8}
-# Buffer, bias and 1/n of the statistics, and float64 counts, of all labels on every rank.
+# Bytes a label that every rank holds for all labels: the counts' buffer, bias, 1/n, and the counts in float64.
 STATISTICS_BYTES = 8 + 4 + 4 + 8
 CHUNK_BYTES = 20 << 20
-# Labels, features and rows of the steps that are measured.
+# Labels, features and rows of the steps that --measure takes.
 POINTS = ((18_211, 768, 32), (18_211, 768, 256), (65_536, 256, 128), (131_072, 768, 32))
 
 
 class Hardware(NamedTuple):
-    """Operations, bytes and elements of logits a second; of the links within and between nodes; seconds a message."""
+    """The rates of a GPU and its links.
+
+    flops: operations a second. memory: bytes a second. elements: logits whose loss and gradient are computed, a second.
+    link, network: bytes a second within and between nodes. latency: seconds a message. node: GPUs of a node.
+    """
 
     flops: float = 989e12
     memory: float = 4.3e12
@@ -44,7 +49,10 @@ class Hardware(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of ``ranks`` GPUs that share a batch. weight_bytes: of one weight. state: what the optimizer keeps."""
+    """A training step of ``ranks`` GPUs that share a batch.
+
+    weight_bytes: bytes of one weight. state: what the optimizer keeps, a name of STATE_BYTES.
+    """
 
     num_labels: int
     num_features: int = 768
@@ -55,16 +63,16 @@ class Step(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Weights of the fullest rank."""
+        """The number of weights on the fullest rank."""
         return -(-self.num_labels // self.ranks) * self.num_features
 
 
 def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
-    """The parts of a step, of the fullest rank, and their ``floor`` and ``sum``."""
-    # Logits twice, gradients of features and weight: four products of 2 operations.
+    """Seconds of the parts of a step on the fullest rank, and their ``floor`` and ``sum``."""
+    # Four products of 2 operations each: the logits twice, the gradients of features and of weight.
     compute = 8 * step.num_rows * step.weights / hardware.flops
     element = 2 * step.num_rows * step.weights / step.num_features / hardware.elements
-    # Weights are read twice and written; state is read and written.
+    # A step reads the weights twice and writes them once; it reads and writes the state.
     memory = step.weights * (3 * step.weight_bytes + 2 * STATE_BYTES[step.state]) / hardware.memory
     message = 4 * step.num_rows * step.num_features * 2 * (step.ranks - 1) / step.ranks
     bandwidth = hardware.link if step.ranks <= hardware.node else hardware.network
@@ -75,7 +83,7 @@ def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
 
 
 def memory_bytes(step: Step) -> dict[str, float]:
-    """What a rank holds, and its ``total``."""
+    """The bytes of what a rank holds, and their ``total``."""
     rows = step.weights / step.num_features
     chunk = CHUNK_BYTES / (step.weight_bytes * (step.num_rows + step.num_features))
     parts = {
@@ -99,7 +107,7 @@ def describe(step: Step, hardware: Hardware) -> str:
 
 
 def measure() -> None:
-    """The model at the rates of this machine against steps on it: fp32, one rank, update in the backward."""
+    """Prints the model at this machine's rates beside measured steps: float32, one rank, update in the backward."""
     import torch
     from environment import copy_bandwidth, matmul_rate, median_seconds
 
@@ -124,7 +132,7 @@ def measure() -> None:
         statistics = LabelStatistics.from_counts(torch.randint(1, 900, (labels,)), 1000)
         return statistics, SparseTargets.from_lists([range(12)] * rows, labels)
 
-    # As many logits as a chunk has, in cache.
+    # About as many logits as a chunk has, so that they stay in the cache.
     statistics, targets = problem(4096, 64)
     logits = torch.randn(64, 4096).requires_grad_()
     loss_seconds = median_seconds(lambda: balanced_loss(logits, targets, spec, statistics))
@@ -185,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="compare with steps measured on this machine")
     parser.add_argument("--features", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=1024, help="of the ranks that share it")
+    parser.add_argument("--batch", type=int, default=1024, help="rows of the batch that all ranks share")
     parser.add_argument("--state", choices=STATE_BYTES, default="adamw-row")
     for name, value in Hardware()._asdict().items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value:.4g}")

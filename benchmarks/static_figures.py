@@ -1,10 +1,10 @@
-"""What the compilers make of the kernels, without a GPU: instructions, special functions, access widths, registers.
+"""What the compilers make of the kernels: instructions, special functions, access widths, registers. It needs no GPU.
 
     python benchmarks/static_figures.py [--output benchmarks/results/static.md]
 
-compiles the forms of the logits kernel at C = 18,211, prints a row for each, and writes the table. Counted, by element,
-is one turn of the loop over rows of the main programs: the way of a tile without labels, and the longest way that a
-tile with labels can take, without the inner loop over its labels.
+compiles the forms of the logits kernel at C = 18,211, prints each, and writes the table. Counted are the instructions
+of one turn of the main programs' loop over rows, divided by the elements that a turn computes: once on the way of a
+tile without labels, and once on the longest way that a tile with labels can take, without the loop over its labels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
 from fused_balanced_loss.spec import LossSpec
 
 WIDTH = 18_211
-# Of a row: what the mean over tiles is taken for.
+# Labels of a row, for which the mean over tiles is taken.
 NUM_LABELS = 12
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -39,16 +39,18 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# name: (what the value is wanted as, whether the gradient is, upstream gradient)
+# By name: WANT_VALUE, WANT_GRADIENT and UPSTREAM of the kernel.
 FORMS = {"one-pass": ("sum", True, ""), "forward": ("sum", False, ""), "backward": ("", True, "scalar")}
 _DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one compiled kernel, for a tile without labels. Instructions and special functions are by element, loads and
-    stores by thread, which has ``elements``, each counted by its bytes. with_labels: instructions, of a tile that has
-    labels."""
+    """Figures of one compiled kernel, for a tile without labels unless said otherwise.
+
+    instructions, special_functions: per element. with_labels: instructions per element of a tile with labels.
+    elements: of a thread. loads, stores: how many of a thread's accesses move so many bytes.
+    """
 
     instructions: float
     with_labels: float
@@ -63,7 +65,7 @@ class Figures:
 def compile_kernel(
     target: GPUTarget, form: str, *, loss: str = "DB", dtype: str = "bf16", csr: bool = True, width: int = WIDTH
 ) -> tuple[triton.compiler.CompiledKernel, int]:
-    """The compiled kernel, and how many elements a thread has in a tile."""
+    """The compiled kernel, and the number of elements that a thread has in a tile."""
     cut = backend.layout(width, width, _DTYPES[dtype], target.warp_size)
     spec = LossSpec.preset(loss, corpus="pubmed")
     want_value, want_gradient, upstream = FORMS[form]
@@ -74,18 +76,18 @@ def compile_kernel(
         "targets_ptr": None if csr else "u8",
         "crow_ptr": "i64" if csr else None,
         "col_ptr": "i64" if csr else None,
-        "first_ptr": "i32",
+        "tile_offsets_ptr": "i32",
         "bias_ptr": compute if spec.kappa else None,
         "inverse_frequency_ptr": compute if rebalanced else None,
         "label_weight_ptr": compute if class_balanced else None,
-        "row_rate_ptr": compute,
+        "weight_slope_ptr": compute,
         "row_weight_ptr": None,
         "mask_ptr": None,
         "upstream_ptr": compute if upstream else None,
         "value_ptr": compute,
         "gradient_ptr": dtype if want_gradient else None,
         "partial_ptr": compute if want_value else None,
-        "counter_ptr": "i32",
+        "counters_ptr": "i32",
     }
     constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
         "SPEC": backend.kernel_spec(spec),
@@ -101,8 +103,8 @@ def compile_kernel(
         "ALIGNED_TARGETS": not csr,
         "PTX": target.backend == "cuda" and dtype != "fp64",
         "PERIOD": cut.period,
-        "P": cut.vector,
-        "G": cut.group,
+        "VECTOR": cut.vector,
+        "GROUPS": cut.groups,
         "FRINGE": backend.FRINGE,
         "TEAM": backend.TEAM,
     }
@@ -122,11 +124,11 @@ def compile_kernel(
         attrs={(k,): [["tt.divisibility", 16]] for k, name in enumerate(names) if signature[name].startswith("*")},
     )
     compiled = triton.compile(source, target=target, options={"num_warps": 1})
-    return compiled, cut.vector * cut.group // target.warp_size
+    return compiled, cut.vector * cut.groups // target.warp_size
 
 
 def nvidia_figures(compiled: triton.compiler.CompiledKernel, elements: int, tmp: str) -> Figures:
-    """Figures of a kernel for an NVIDIA target, read from its machine code; ``tmp``: a folder to write in."""
+    """Figures of a kernel for an NVIDIA target, read from its machine code. tmp: a folder for temporary files."""
     path = os.path.join(tmp, "kernel.cubin")
     with open(path, "wb") as file:
         file.write(compiled.asm["cubin"])
@@ -165,7 +167,7 @@ def _jump(text: str) -> int | None:
 
 
 def _main_loop(code: Code) -> tuple[Code, list[tuple[int, int]]]:
-    """The outermost loop with a 16-byte load, and first and last address of the loops inside it."""
+    """The outermost loop that has a 16-byte load, and the first and last address of each loop inside it."""
     jumps = [(_jump(text), at) for at, text in code]
     loops = [(to, at) for to, at in jumps if to is not None and to < at]
     wide = [at for at, text in code if "LDG.E.128" in text]
@@ -178,11 +180,13 @@ def _main_loop(code: Code) -> tuple[Code, list[tuple[int, int]]]:
 
 
 def _ways(loop: Code, inner: list[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """Instructions of the shortest and the longest way through a loop that stores what the loop stores, without those
-    of the inner loops."""
+    """The instructions on the shortest and on the longest way through a loop, without those of its inner loops.
+
+    Only ways that reach the loop's wide store count, if it has one.
+    """
     stores = any("STG.E.128" in text for _, text in loop)
     following = dict(zip([at for at, _ in loop], [at for at, _ in loop[1:]], strict=False))
-    # By address and whether the store is behind: ways from the loop's begin.
+    # For an address, and whether the store lies behind: the shortest and the longest way there from the loop's begin.
     ways: dict[tuple[int, bool], list[list[str]]] = {(loop[0][0], not stores): [[], []]}
     for at, text in loop:
         counts = not text.startswith("NOP") and not any(first <= at <= last for first, last in inner)
@@ -202,7 +206,7 @@ def _ways(loop: Code, inner: list[tuple[int, int]]) -> tuple[list[str], list[str
 
 
 def _widths(operations: list[str], name: str) -> dict[int, int]:
-    """How many accesses there are by their bytes."""
+    """The number of accesses of each width in bytes."""
     widths: dict[int, int] = {}
     for text in operations:
         match = re.match(rf"{name}\.E(?:\.(U8|U16|64|128))?\b", text)
@@ -213,7 +217,7 @@ def _widths(operations: list[str], name: str) -> dict[int, int]:
 
 
 def amd_figures(compiled: triton.compiler.CompiledKernel) -> dict[str, int]:
-    """Registers, spills and wide accesses of a kernel for an AMD target, read from its assembly."""
+    """Registers, spills and 16-byte accesses of a kernel for an AMD target, read from its assembly."""
     text = compiled.asm["amdgcn"]
     figures = {}
     for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count"):
@@ -231,7 +235,7 @@ HEAD += ["loads", "stores", "registers", "spilled bytes", "floor at 1,024 x 18,2
 
 
 def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> list[str]:
-    """Cells of the table for one kernel, in the order of HEAD."""
+    """The cells of one kernel's row, in the order of HEAD. tmp: a folder for temporary files."""
     target = TARGETS[name]
     compiled, elements = compile_kernel(target, form, loss=loss, dtype=dtype, csr=csr)
     cells = [name, loss, form, dtype, "label ids" if csr else "uint8"]
@@ -258,7 +262,10 @@ def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> lis
 
 
 def mean_instructions(one: Figures, tile: int) -> float:
-    """Instructions of an element where ``NUM_LABELS`` labels of a row fall anywhere; ``tile``: its elements."""
+    """The mean of instructions an element over all tiles, if NUM_LABELS labels of a row lie anywhere.
+
+    tile: elements of a tile.
+    """
     without = (1 - tile / WIDTH) ** NUM_LABELS
     return without * one.instructions + (1 - without) * one.with_labels
 
@@ -278,6 +285,10 @@ def _floor(target: str, num_bytes: int, instructions: float, special_functions: 
 
 
 def main() -> None:
+    # The tests import this module on their own machines for the figures alone.
+    import pandas as pd
+    from tables import markdown
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).parent / "results" / "static.md"
     parser.add_argument("--output", type=Path, default=default, help=f"default {default}")
@@ -286,23 +297,24 @@ def main() -> None:
         "# What the compilers make of the kernels",
         "",
         f"`make static`, triton {triton.__version__}, torch {torch.__version__}, C = {WIDTH:,}. "
-        "Instructions, special functions, loads and stores of an element in the main loop, in a tile without labels; "
-        "instructions at most in a tile with labels, without the loop over them; their mean over tiles at "
-        f"{NUM_LABELS} labels a row. The floor is the largest of the times for bytes, instructions (the mean) and "
-        "special functions by the public figures in `benchmarks/hardware.py`.",
+        "All figures are of the main loop. Instructions, special functions, loads and stores are per element, in a "
+        "tile without labels; the column `with labels` has the instructions of the longest way through a tile with "
+        f"labels, without the loop over its labels; the mean is over all tiles at {NUM_LABELS} labels a row. The floor "
+        "is the largest of the times for bytes, instructions (the mean) and special functions by the public figures "
+        "in `benchmarks/hardware.py`.",
         "",
-        f"| {' | '.join(HEAD)} |",
-        f"|{'---|' * len(HEAD)}",
     ]
-    print("\n".join(lines))
+    rows = []
     with tempfile.TemporaryDirectory() as tmp:
         for name in TARGETS:
             for case in CASES:
-                lines.append(f"| {' | '.join(row(name, *case, tmp))} |")
-                print(lines[-1], flush=True)
+                rows.append(row(name, *case, tmp))
+                print(
+                    ", ".join(f"{head} {cell}" for head, cell in zip(HEAD, rows[-1], strict=True) if cell), flush=True
+                )
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    temporary.write_text("\n".join(lines) + "\n")
+    temporary.write_text("\n".join(lines) + "\n" + markdown(pd.DataFrame(rows, columns=HEAD)) + "\n")
     os.replace(temporary, output)
 
 

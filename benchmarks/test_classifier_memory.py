@@ -2,9 +2,10 @@
 
     pytest benchmarks/test_classifier_memory.py -s
 
-prints what a step of distribution-balanced loss and AdamW takes beyond weight, optimizer state, features and targets:
-F.linear followed by the loss, the fused classifier, and the fused classifier with the update in its backward. Each
-measurement has a process of its own, whose allocator gives freed memory back at once.
+prints the memory that a step of distribution-balanced loss and AdamW takes beyond weight, optimizer state, features and
+targets. Three ways are compared: F.linear followed by the loss, the fused classifier, and the fused classifier with the
+update in its backward. Each measurement runs in a process of its own, whose allocator gives freed memory back to the
+system at once, so that the high-water mark shows what is in use.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from tables import markdown
 
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec, SparseTargets
 from fused_balanced_loss.classifier.chunked_pass import default_chunk_size
@@ -29,7 +32,7 @@ SPEC = LossSpec.preset("DB", corpus="pubmed")
 
 
 def step_of(way, num_labels):
-    """A training step, its optimizer's state made and touched."""
+    """A training step. The optimizer's state exists and its pages have been touched."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(N, D, generator=generator)
     ids = torch.randint(num_labels, (N, 12), generator=generator)
@@ -65,13 +68,13 @@ def step_of(way, num_labels):
 
 
 def memory(name):
-    """A figure of /proc/self/status in bytes."""
+    """One figure of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name + ":"))
 
 
 def main(way, num_labels):
-    # Libraries, threads and compiled kernels are there before.
+    # A small step first, so that libraries, threads and compiled kernels are not counted.
     small = step_of(way, 1 << 13)
     small()
     step = step_of(way, num_labels)
@@ -84,7 +87,7 @@ def main(way, num_labels):
 def peak(way, num_labels):
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, __file__, way, str(num_labels)], capture_output=True, text=True, env=environment
+        [sys.executable, __file__, way, str(num_labels)], capture_output=True, text=True, env=environment, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return int(done.stdout)
@@ -93,15 +96,16 @@ def peak(way, num_labels):
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's high-water mark")
 def test_beyond_weight_and_state_an_update_takes_one_chunk():
     chunk = default_chunk_size(N, D, torch.float32, torch.device("cpu"))
-    # Of logits [N, chunk], and of the weight's gradient [chunk, D].
+    # The logits [N, chunk] and the weight's gradient [chunk, D] of one chunk.
     buffers = {c: 4 * min(c, chunk) * (N + D) for c in LABELS}
     peaks = {way: [peak(way, c) for c in LABELS] for way in WAYS}
     print(f"\nPeak of a step in MB beyond weight, optimizer state, features and targets; N = {N}, D = {D}, float32, DB")
-    print("| C | weight | logits | one chunk's buffers | " + " | ".join(WAYS) + " |")
-    print("|---|---|---|---|" + "---|" * len(WAYS))
+    rows = []
     for k, c in enumerate(LABELS):
-        cells = [4 * c * D, 4 * c * N, buffers[c], *(peaks[way][k] for way in WAYS)]
-        print(f"| {c:,} | " + " | ".join(f"{cell / MB:.1f}" for cell in cells) + " |")
+        sizes = {"weight": 4 * c * D, "logits": 4 * c * N, "one chunk's buffers": buffers[c]}
+        sizes |= {way: peaks[way][k] for way in WAYS}
+        rows.append({"C": f"{c:,}"} | {name: f"{size / MB:.1f}" for name, size in sizes.items()})
+    print(markdown(pd.DataFrame(rows)))
     for k, c in enumerate(LABELS):
         assert peaks["fused with update"][k] <= 1.25 * buffers[c] + 4 * MB
     assert peaks["fused"][-1] < peaks["F.linear + loss"][-1] / 2

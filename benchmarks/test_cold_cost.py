@@ -1,8 +1,9 @@
-"""What the first use costs: import, first call, compilation, and the same with everything in the caches.
+"""What the first use costs: the import, the first call with its compilation, and both again with filled caches.
 
     pytest benchmarks/test_cold_cost.py
 
-Each is a process of its own; caches are in a folder that begins empty.
+Each case runs twice, each time in a new process. All caches lie in a folder that is empty before the first run. On the
+CPU the first call of ours builds a C++ kernel; ``torch.compile`` builds its code at each new shape.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from pathlib import Path
 
 import peers
 import pytest
-from environment import DEVICE
+from quantities import seconds_text
 from records import new_record
-from tables import show_seconds
 
 HERE = Path(__file__).parent
 PREPARE = """
@@ -65,7 +65,7 @@ def run(case: str, cache: Path) -> dict:
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
         "TRITON_CACHE_DIR": str(cache / "triton"),
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -77,12 +77,9 @@ def test_first_use(keep, tmp_path, case):
     cold, cached = run(case, tmp_path), run(case, tmp_path)
     keep(new_record({"operation": "first use", "variant": case}, cold=cold, cached=cached))
     print(
-        f"\n{case}: import beside torch {show_seconds(cold['import'])}, first call {show_seconds(cold['first_call'])}, "
-        f"with caches {show_seconds(cached['first_call'])}, second call {show_seconds(cached['second_call'])}"
+        f"\n{case}: import beside torch {seconds_text(cold['import'])}, first call {seconds_text(cold['first_call'])}, "
+        f"with caches {seconds_text(cached['first_call'])}, second call {seconds_text(cached['second_call'])}"
     )
     if case.startswith("ours"):
-        # The kernels' compiler is imported when there is something to compile.
+        # Importing the library must not import these, which take seconds.
         assert "transformers" not in cold["heavy"] and "sklearn" not in cold["heavy"]
-    if case == "ours, 32 x 90" and DEVICE.type == "cpu":
-        # The path that compiles nothing.
-        assert cold["first_call"] < 0.1

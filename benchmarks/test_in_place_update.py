@@ -1,4 +1,4 @@
-"""A training step of the classifier, update included, against a step of torch.optim.
+"""A training step of the classifier with the update in its backward, against a step of torch.optim.
 
 pytest benchmarks/test_in_place_update.py [--full]
 """
@@ -14,13 +14,13 @@ from contest import Contestant, hold
 from floors import Floor, classifier_floor
 from peers import EAGER, OURS, make_loss, spec_of
 from problems import Problem, make_problem
-from tables import title
+from records import title
 
 from fused_balanced_loss import LinearBalancedLoss
 from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
 
 LR = 0.01
-# name: (ours, torch's, bytes of state a weight that are read and written)
+# By name: our update, torch's optimizer, and the bytes of optimizer state that one weight has.
 OPTIMIZERS = {
     "SGD": (lambda: SGDUpdate(LR), lambda p: torch.optim.SGD(p, LR), 0),
     "AdamW": (lambda: AdamWUpdate(LR), lambda p: torch.optim.AdamW(p, LR, fused=True), 8),
@@ -68,7 +68,7 @@ def contestants(problem: Problem, num_features: int, optimizer: str, dtype: torc
         run()
         weights.append(weight.detach().float())
     if optimizer == "SGD" and dtype == torch.float32:
-        # AdamW's first step is the gradient's sign, which for gradients near zero is chance.
+        # SGD only: AdamW's first step is the sign of the gradient, and rounding decides the sign of one near zero.
         for other in weights[1:]:
             torch.testing.assert_close(weights[0], other, rtol=1e-5, atol=1e-7)
     return [Contestant(name, run, clear=clear) for name, (run, _, clear) in forms.items()]
@@ -90,7 +90,7 @@ def test_step(benchmark, keep, shape, optimizer, dtype):
     found = contestants(problem, num_features, optimizer, dtype)
     least = classifier_floor(num_rows, num_labels, num_features, dtype, "update")
     state = 2 * OPTIMIZERS[optimizer][2] * num_labels * num_features
-    # The in-place step makes the logits twice, in the forward and in the backward.
+    # The floor counts the logits' product once, though the in-place step makes the logits twice.
     floor = Floor(least.num_bytes + state, least.num_flops, dtype)
     record = keep(hold(settings, found, {}, floor, seconds=3.0, benchmark=benchmark))
     gc.collect()

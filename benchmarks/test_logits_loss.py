@@ -1,9 +1,9 @@
-"""The losses over logits against what people use today: value, forward, backward, forward and backward.
+"""The losses over logits against what people use today: the value, the forward, the backward, and both.
 
     pytest benchmarks/test_logits_loss.py [--full]
 
-Every contestant of the same loss is checked against ours, value and gradient, then all are timed in turn. Ours makes
-the gradient in the forward; "backward" alone says little.
+Before anything is timed, every contestant of the same loss must give our value and gradient. Ours makes the gradient in
+the forward, so compare "forward and backward"; the figures of "backward" alone say little.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from contest import Contestant, assert_equal_results, hold, of_loss
 from environment import DEVICE
 from floors import logits_floor
 from problems import Problem, make_problem
-from tables import title
+from records import title
 
 from fused_balanced_loss import balanced_loss
 from fused_balanced_loss.spec import PRESETS
 
 BOTH = "forward and backward"
-# Bytes of the plain formula's buffers that a CPU or a GPU may be asked for, 12 logits-sized ones at its peak.
+# Bytes that the plain formula's buffers may take. At its peak it holds 12 float32 buffers of the logits' size.
 _MEMORY = 8e9 if DEVICE.type == "cpu" else 60e9
 
 
 def contestants(
     problem: Problem, loss: str, what: str, form: str, dtype: torch.dtype, names: list[str]
 ) -> list[Contestant]:
-    """Ours first; each other that computes the same has given the same numbers."""
+    """The contestants, ours first. Each has given the same value and gradient as ours for its spec."""
 
     def contestant(name: str) -> Contestant:
         function = peers.make_loss(name, problem, loss, form=form)

@@ -1,4 +1,4 @@
-"""Predictions of the classifier without its logits, against F.linear and topk or a threshold over all of them.
+"""Predictions a chunk of labels at a time, against F.linear followed by topk or a threshold over all logits.
 
 pytest benchmarks/test_prediction_speed.py [--full]
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from contest import Contestant, hold
 from floors import classifier_floor
 from problems import make_classifier
-from tables import title
+from records import title
 
 from fused_balanced_loss.classifier.prediction import predict_above, predict_topk
 
@@ -56,7 +56,6 @@ def test_prediction(benchmark, keep, shape, form):
     benchmark.group = title(settings)
     arguments = [tensor.detach() for tensor in make_classifier(*shape, torch.float32)]
     ours, whole, equal = FORMS[form]
-    # Sums in another order: of equals almost to the bit, either may come first.
     agree = equal(ours(*arguments), whole(*arguments))
     found = [Contestant("ours", lambda _: ours(*arguments)), Contestant("F.linear, whole", lambda _: whole(*arguments))]
     record = hold(
