@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := test,examples,dev
+EXTRAS := test,examples,dev,docs
 # Of the tests, each with one thread.
 PROCESSES ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(PROCESSES) --dist worksteal
 
 # The corpus beside the checkout, where it is and nobody said otherwise.
 ifndef NLTK_DATA
@@ -12,16 +13,25 @@ export NLTK_DATA := $(abspath ../shared/nltk_data)
 endif
 endif
 
-.PHONY: demo test benchmark static gpu-report clean
+.PHONY: demo quick test lint docs benchmark static gpu-report clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/paper/reproduce_reuters.py $(ARGS)
 
-test: $(VENV)/installed
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
+
+# What to run while working: all but the tests that take long or start several processes.
+quick: lint
+	$(PYTEST) -m "not slow and not distributed" $(ARGS)
+
+test: lint
+	$(PYTEST) --durations 20 $(ARGS)
+
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -n -W --keep-going docs build/docs
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks $(ARGS)

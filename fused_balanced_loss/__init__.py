@@ -18,7 +18,7 @@ from .optim.update import AdamWUpdate, SGDUpdate
 from .spec import LossSpec
 from .targets import SparseTargets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdamWUpdate",

@@ -128,7 +128,7 @@ class LabelStatistics:
 
     @property
     def prior(self) -> Tensor:
-        """float64 [C], n / N_train with the clamped counts: the share of the training samples that carry each label."""
+        """float64 [C], the share n / N_train of the training samples that carry each label, with the clamped counts."""
         return self.clamped_counts / self.num_samples
 
     @property

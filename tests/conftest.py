@@ -14,6 +14,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Marks as slow what Triton's interpreter runs: seconds for what takes a compiled kernel no time."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    for item in items:
+        if hasattr(item, "callspec") and item.callspec.params.get("impl") == "triton":
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -225,6 +225,7 @@ def count_a_share(rank, store, path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.distributed
 def test_all_reduce_sums_over_processes(tmp_path):
     paths = str(tmp_path / "store"), str(tmp_path / "f1-")
     torch.multiprocessing.spawn(count_a_share, paths, nprocs=2)
@@ -345,6 +346,7 @@ def test_sklearn_is_not_imported():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_as_by_its_own_sigmoid():
     logits, targets = (part.cuda() for part in problem(500, 2000))

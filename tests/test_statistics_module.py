@@ -366,6 +366,7 @@ def test_functional_call_with_other_buffers_under_compile_raises():
 @pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="needs gloo"
 )
+@pytest.mark.distributed
 def test_ranks_train_with_the_counts_of_the_first():
     script = Path(__file__).with_name("statistics_rank.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]

@@ -245,6 +245,7 @@ def test_copies(targets, duplicate):
     assert duplicate(targets) == targets
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
 def test_pin_memory_and_device(targets):
     pinned = targets.pin_memory()

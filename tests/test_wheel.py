@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 INSIDE = "fused_balanced_loss/kernels"
 CODE = (".py", ".cpp", ".h")

@@ -35,7 +35,9 @@ class ClassifierUpdateCallback(TrainerCallback):
 
     Trainer's ``max_grad_norm`` does not reach the classifier; ``max_row_norm`` of the update bounds its gradient.
 
-    Raises at the beginning of a training:
+    It looks at the beginning of a training whether all this can work.
+
+    Raises:
         TypeError: for an optimizer that runs no hooks when it is saved.
         ValueError: for a model without such a classifier; for ``gradient_accumulation_steps`` other than 1, as each
             backward is a step; for several processes or GPUs, DeepSpeed and FSDP, where replicas would diverge; for a

@@ -17,6 +17,7 @@ from fused_balanced_loss.backends.build_lock import build_lock
 from fused_balanced_loss.backends.cpp_build import KernelBuildError, library
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins for compilers are shell scripts"),
     pytest.mark.usefixtures("kernel_cache"),
 ]

@@ -14,6 +14,8 @@ from fused_balanced_loss.backends.constants import label_constants
 from fused_balanced_loss.backends.operator import gradient_operator, loss_operator
 from fused_balanced_loss.backends.problem import Problem, to_arguments
 
+pytestmark = pytest.mark.slow
+
 DB = LossSpec.preset("DB")
 
 

@@ -14,6 +14,7 @@ from fused_balanced_loss.backends import cpp_build
 from fused_balanced_loss.backends.cpp_build import KernelBuildError, available, forget, library
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins for compilers are shell scripts"),
     pytest.mark.usefixtures("kernel_cache"),
 ]

@@ -7,6 +7,8 @@ from compiled_figures import ROOT, compiled_figures
 
 pytest.importorskip("triton")
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys, tempfile
 sys.path.insert(0, "benchmarks")

@@ -30,6 +30,8 @@ from records import RecordError, RecordStore, fingerprint  # noqa: E402
 
 from fused_balanced_loss import SparseTargets  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SCORES = {group: {"micro": 0.5, "macro": 0.25} for group in ("total", "head", "medium", "tail")}
 RESULT = {"validation": SCORES, "test": SCORES}
 SETTINGS = {"method": "DB", "seed": 0, "epochs": 3}

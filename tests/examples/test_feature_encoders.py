@@ -32,6 +32,8 @@ from tiny_bert import NUM_LABELS, documents, save_tiny_encoder, tiny_tokenizer  
 
 from fused_balanced_loss import LossSpec, SparseTargets  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 HEAD = HeadSettings(hidden=16, epochs=3)
 DB = LossSpec.preset("DB")
 

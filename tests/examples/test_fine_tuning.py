@@ -36,6 +36,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from fused_balanced_loss import LossSpec
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("fine_tuning_run.py")
 
 

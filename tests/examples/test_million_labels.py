@@ -4,6 +4,8 @@ import million_labels
 import pytest
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--labels", "700", "--features", "8", "--batch", "4", "--steps", "2"]
 
 

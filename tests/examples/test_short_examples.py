@@ -11,6 +11,8 @@ from tiny_bert import save_tiny_encoder
 
 pytest.importorskip("accelerate")
 
+pytestmark = pytest.mark.slow
+
 
 def run(name, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -247,6 +247,7 @@ def test_evaluation_keeps_no_logits(tmp_path):
     assert len(held) == 10 and held[-1] <= held[1]
 
 
+@pytest.mark.distributed
 def test_two_processes_are_one(tmp_path):
     """Under torchrun, 2 processes of 2 samples, with accumulation, end where one process with all samples ends."""
     pytest.importorskip("torch.distributed")

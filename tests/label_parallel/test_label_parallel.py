@@ -13,6 +13,8 @@ import torch
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
+pytestmark = pytest.mark.distributed
+
 SCRIPT = Path(__file__).with_name("label_parallel_rank.py")
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},

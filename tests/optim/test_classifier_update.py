@@ -477,6 +477,7 @@ def test_learning_rate_as_a_tensor(device):
     assert_same_but_for_rounding(by_number.weight, by_tensor.weight)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graph():
     device = torch.device("cuda")

@@ -8,6 +8,8 @@ pytest.importorskip("triton")
 
 from compiled_figures import compiled_figures
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys, tempfile
 sys.path.insert(0, "benchmarks")
