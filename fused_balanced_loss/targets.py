@@ -56,7 +56,7 @@ class SparseTargets:
         self.num_labels = as_integer("num_labels", self.num_labels, at_least=1)
         if self.crow.device != self.col.device:
             raise ValueError(f"col: expected the device of crow, {self.crow.device}, got {self.col.device}")
-        self.crow, self.col = self.crow.contiguous(), self.col.contiguous()
+        self.crow, self.col = (part.resolve_neg().contiguous() for part in (self.crow, self.col))
         crow, col = self.crow.cpu().numpy(), self.col.cpu().numpy()
         # Neighbours are compared, not subtracted: a difference of int64 can overflow and look like a rise.
         if len(crow) < 1 or crow[0] != 0 or crow[-1] != len(col) or (crow[1:] < crow[:-1]).any():

@@ -64,6 +64,9 @@ def loss(problem: Problem) -> Tensor:
     result = factor * _weight(spec, row_weight, y, n).to(z.dtype) * element
 
     wrong = torch.isinf(z) & (t < 0)
+    if spec.probability_margin:
+        # The margin bounds the loss of a negative by -log(margin).
+        wrong = wrong & y
     result = result + torch.where(wrong, math.inf, 0.0).to(z.dtype)
     if targets.dtype != torch.bool:
         result = torch.where((targets == 0) | y, result, math.nan)

@@ -61,8 +61,10 @@ def _kept(case: Case, arguments: Arguments) -> tuple[Tensor, Tensor]:
     targets = arguments.targets
     if isinstance(targets, SparseTargets):
         y = torch.zeros(number, case.labels, dtype=torch.float64)
+        # PyTorch's own indexing takes no notice of an index's negative bit.
+        crow, col = targets.crow.resolve_neg(), targets.col.resolve_neg()
         for k in range(number):
-            y[k, targets.col[int(targets.crow[k]) : int(targets.crow[k + 1])]] = 1.0
+            y[k, col[int(crow[k]) : int(crow[k + 1])]] = 1.0
     else:
         y = (targets.to_dense() if targets.layout != torch.strided else targets).double().reshape(number, case.labels)
     kept = torch.ones(number, case.labels, dtype=torch.bool)
