@@ -125,13 +125,14 @@ def main() -> int:
     parser.add_argument("--labels", nargs="+", type=int, default=[90, 1000, 18_211])
     parser.add_argument("--rounds", type=int, default=9, help="timings of each checkout; default 9")
     parser.add_argument("--seconds", type=float, default=0.02, help="of one timing, at least; default 0.02")
-    parser.add_argument("--csv", type=Path, default=Path("compare_checkouts.csv"), help="default %(default)s")
+    parser.add_argument("--csv", type=Path, default=Path("runs/compare_checkouts.csv"), help="default %(default)s")
     options = parser.parse_args()
     checkouts = {name: getattr(options, name).resolve() for name in ("old", "new")}
     for name, checkout in checkouts.items():
         if not (checkout / "fused_balanced_loss" / "__init__.py").exists():
             parser.error(f"{name}: expected a checkout of the package, got {checkout}")
     rows, failed, todo = [], 0, cases(options)
+    options.csv.parent.mkdir(parents=True, exist_ok=True)
     with open(options.csv, "w", newline="") as file, Worker(checkouts["old"]) as old, Worker(checkouts["new"]) as new:
         table = csv.DictWriter(file, [*todo[0], "old", "new", "p20", "p50", "p80"])
         table.writeheader()
