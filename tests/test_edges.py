@@ -311,3 +311,34 @@ def test_the_default_dtype_does_not_matter(name, default):
         torch.set_default_dtype(torch.float32)
     assert ours[0].dtype == torch.float32
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+
+
+BAD_IDS = {
+    "too large": ([0, 2, 3], [1, 300, 5]),
+    "far too large": ([0, 2, 3], [1, 10**9, 5]),
+    "negative": ([0, 2, 3], [-1, 7, 5]),
+    "far too negative": ([0, 2, 3], [-(2**40), 7, 5]),
+    "repeated": ([0, 2, 3], [7, 7, 5]),
+    "out of order": ([0, 2, 3], [7, 1, 5]),
+    "offsets beyond the ids": ([0, 2, 10**6], [1, 7, 5]),
+    "negative offsets": ([-3, 2, 3], [1, 7, 5]),
+    "falling offsets": ([0, 3, 1], [1, 5, 7]),
+}
+
+
+@pytest.mark.parametrize("impl", KERNELS, indirect=True)
+@pytest.mark.parametrize("name", list(BAD_IDS))
+@pytest.mark.parametrize("weighting", ["DB", "FL"])
+def test_ids_that_nobody_checked_raise_and_read_no_other_memory(weighting, name, impl, device):
+    logits, _, statistics = problem(2, 300)
+    crow, col = (torch.tensor(part, device=device) for part in BAD_IDS[name])
+    targets = SparseTargets(crow, col, 300, check=False)
+    spec = LossSpec.preset(weighting)
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match=r"crow: expected|targets: expected"):
+            balanced_loss(logits, targets, spec, statistics, impl=impl)
+    elif impl == "triton":
+        assert balanced_loss(logits.to(device), targets, spec, statistics, impl=impl).isnan()
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match=r"crow: expected|targets: expected"):
+            linear_balanced_loss(torch.randn(2, 4), torch.randn(300, 4), None, targets, spec, statistics, impl=impl)
