@@ -14,8 +14,7 @@ from torch import Tensor
 from ..spec import LossSpec
 from .closed_form import EAGER
 from .cpp_build import KernelBuildError, Macros, available, library, num_threads, pointer
-from .memory import empty
-from .problem import Problem, compute_dtype
+from .problem import Problem, compute_dtype, gradient_like
 
 scale_gradient = EAGER.scale_gradient
 
@@ -32,8 +31,6 @@ _SPEC = struct.Struct("@9d")
 # Exponents of (1 - p) of the negatives that have a kernel of their own; -1 is one for all others.
 _GAMMAS = (0.0, 1.0, 2.0, 4.0)
 _ANY_GAMMA = -1
-# Elements of a tensor that is made without a look at huge pages.
-_SMALL = 1 << 20
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -72,7 +69,7 @@ def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimension, or [N, C])."""
-    out = _like(problem.logits)
+    out = gradient_like(problem.logits)
     if upstream.dim() and upstream.numel() and not any(upstream.stride()):
         # The gradient of a sum repeats one number.
         upstream = upstream[0, 0]
@@ -88,14 +85,8 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
 def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``scale`` times the sum of the loss, and its gradient [N, C], written to ``out`` where that is given."""
     if out is None:
-        out = _like(problem.logits)
+        out = gradient_like(problem.logits)
     return _sum(problem, scale, out), out
-
-
-def _like(logits: Tensor) -> Tensor:
-    if logits.numel() < _SMALL:
-        return torch.empty_like(logits)
-    return empty(logits.shape, logits.dtype, logits.device)
 
 
 def _sum(problem: Problem, scale: float, gradient: Tensor | None) -> Tensor:

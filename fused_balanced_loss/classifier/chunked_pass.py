@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..backends import device as devices
-from ..backends.memory import empty
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
@@ -99,7 +98,11 @@ class ChunkedPass:
         buffer = features.new_empty(len(features), width)
         loss = torch.zeros((), dtype=exact, device=features.device)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
-        d_weight = empty(weight.shape, weight.dtype, weight.device) if want_weight and take_gradients is None else None
+        d_weight = (
+            torch.empty_like(weight, memory_format=torch.contiguous_format)
+            if want_weight and take_gradients is None
+            else None
+        )
         d_bias = features.new_empty(len(weight), dtype=exact) if want_bias and take_gradients is None else None
         product: Tensor | None = None
         for rows, problem in self._chunks:
