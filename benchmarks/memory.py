@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from environment import DEVICE
@@ -40,10 +37,7 @@ def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[in
         kept = run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-    with (
-        _all_memory_from_torch(),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
-    ):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         kept = run()
     del kept
     now = peak = 0
@@ -52,12 +46,3 @@ def _memory(run: Callable[[], Any], clear: Callable[[], Any] | None) -> tuple[in
             now += event.nbytes()
             peak = max(peak, now)
     return peak, now
-
-
-def _all_memory_from_torch() -> contextlib.AbstractContextManager[object]:
-    """Has large tensors allocated by PyTorch: the profiler does not see memory that the library maps itself."""
-    try:
-        from fused_balanced_loss.backends import memory as own_memory
-    except ImportError:
-        return contextlib.nullcontext()
-    return mock.patch.object(own_memory, "_MAPPED_FROM", math.inf)

@@ -103,7 +103,6 @@ class ChunkedPass:
             if want_weight and take_gradients is None
             else None
         )
-        d_bias = features.new_empty(len(weight), dtype=exact) if want_bias and take_gradients is None else None
         product: Tensor | None = None
         for rows, problem in self._chunks:
             w = weight[rows].to(self.dtype)
