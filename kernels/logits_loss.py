@@ -212,22 +212,18 @@ def logits_loss_kernel(
                 has_label = any_label(raw)
             if has_label:
                 tile_unit = unit
-                tile_positive_slope = positive_slope
-                tile_negative_slope = negative_slope
                 if CSR:
                     y = tile_labels(col_ptr, low, high, head + start, group, lane, VECTOR)
-                    # Invalid ids make loss and gradient of the tile NaN, by scalars: they cost less than its elements.
+                    # Invalid ids make the tile's loss NaN, by scalars: they cost less than its elements.
                     invalid = tl.where(low < 0, float("nan"), 0.0).to(COMPUTE)
                     tile_unit += invalid
-                    tile_positive_slope += invalid
-                    tile_negative_slope += invalid
                     total += invalid
                 else:
                     y, z = dense_label(raw, z)
                 value = compute_and_store(
-                    z, y, shift, inverse, weight_slope, weight, tile_positive_slope, tile_negative_slope, tile_unit,
-                    row, column, gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC,
-                    WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
+                    z, y, shift, inverse, weight_slope, weight, positive_slope, negative_slope, tile_unit, row, column,
+                    gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
+                    WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
                 total += tl.sum(value, axis=1)
             else:

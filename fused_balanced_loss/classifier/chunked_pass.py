@@ -98,11 +98,10 @@ class ChunkedPass:
         buffer = features.new_empty(len(features), width)
         loss = torch.zeros((), dtype=exact, device=features.device)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
-        d_weight = (
-            torch.empty_like(weight, memory_format=torch.contiguous_format)
-            if want_weight and take_gradients is None
-            else None
-        )
+        d_weight = d_bias = None
+        if take_gradients is None:
+            d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if want_weight else None
+            d_bias = features.new_empty(len(weight), dtype=exact) if want_bias else None
         product: Tensor | None = None
         for rows, problem in self._chunks:
             w = weight[rows].to(self.dtype)
