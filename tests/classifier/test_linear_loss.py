@@ -117,7 +117,8 @@ def test_18211_labels_twice(impl):
         # The chunks' logits may lie elsewhere the second time, and a product take another path.
         assert_same_but_for_rounding(ours, again)
         for one, exact in zip(ours, expected, strict=True):
-            assert (one.double() - exact).norm() <= 1e-6 * exact.norm()
+            # The compiled sum of a chunk is made in float32, in an order of its own.
+            assert (one.double() - exact).norm() <= 16 * torch.finfo(torch.float32).eps * exact.norm()
         if previous is not None:
             for one, other in zip(ours, previous, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))

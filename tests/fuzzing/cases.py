@@ -93,15 +93,15 @@ def draw_spec(rng: random.Random, presets: bool = False) -> LossSpec:
     """A preset as often as random settings, or always."""
     if rng.random() < 0.5 or presets:
         corpus, convention = rng.choice(("reuters", "pubmed")), rng.choice(("paper", "authors"))
-        return LossSpec.preset(rng.choice(PRESETS), corpus=corpus, convention=convention)  # type: ignore[arg-type]
+        return LossSpec.preset(rng.choice(PRESETS), corpus=corpus, convention=convention)
     weighting = rng.choice(("none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"))
     pooled = weighting not in ("none", "rebalanced") and rng.random() < 0.5
     return LossSpec(
         gamma=rng.choice(GAMMAS),
         gamma_negative=rng.choice((None, *GAMMAS)),
         probability_margin=rng.choice((0.0, 0.0, 0.0, 0.05, 0.2, 0.5)),
-        weighting=weighting,  # type: ignore[arg-type]
-        pooling=rng.choice(("mean_count", "mean_weight", "rarest")) if pooled else "label",  # type: ignore[arg-type]
+        weighting=weighting,
+        pooling=rng.choice(("mean_count", "mean_weight", "rarest")) if pooled else "label",
         beta_cb=rng.choice((0.0, 0.5, 0.9, 0.9999, 1 - 1e-12)),
         alpha=rng.choice((0.0, 0.1, 1.0)),
         beta=rng.choice((1e-3, 1.0, 10.0, 30.0, 100.0, 300.0)),
@@ -252,7 +252,7 @@ def _counts(case: Case, generator: torch.Generator) -> Tensor:
 def make(case: Case) -> Arguments:
     """The arguments of a case, the same at every call."""
     generator = torch.Generator().manual_seed(case.values)
-    made = Arguments({}, {}, {}, torch.empty(0), None, torch.empty(0))  # type: ignore[arg-type]
+    made = Arguments({}, {}, {}, torch.empty(0), None, torch.empty(0))
 
     def add(name: str, values: Tensor) -> Tensor:
         base, view = place(values, case.form(name))
@@ -300,9 +300,12 @@ def _targets(case: Case, label: Tensor, kept: Tensor, generator: torch.Generator
     if case.targets in DENSE:
         dtype = DENSE[case.targets]
         y = label.to(dtype)
-        values = [7] if dtype == torch.uint8 else [-1, -100, 2]
+        values: list[float] = [7] if dtype == torch.uint8 else [-1, -100, 2]
         if dtype.is_floating_point:
             values += [math.nan, 0.5]
+        # Numbers that are 0 or 1 in fewer bits.
+        values += [256, 257] if dtype in (torch.int16, torch.int32, torch.int64) else []
+        values += [2**32, 2**32 + 1] if dtype == torch.int64 else []
         odd = torch.tensor(values, dtype=torch.float64)[(_uniform(generator, *y.shape) * len(values)).long()].to(dtype)
         chance = _uniform(generator, *y.shape)
         if case.odd == "masked":

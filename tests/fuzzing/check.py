@@ -155,7 +155,7 @@ def _call(case: Case, arguments: Arguments) -> list[Tensor]:
     wanted = [leaf for leaf in leaves if leaf is not None]
     with warnings.catch_warnings(), contextlib.nullcontext() if case.impl == "compile" else _poisoned():
         warnings.simplefilter("ignore")
-        loss = call(*inputs, arguments.targets, spec=case.spec, statistics=arguments.statistics, **options)  # type: ignore[operator]
+        loss = call(*inputs, arguments.targets, spec=case.spec, statistics=arguments.statistics, **options)
         if not case.grad:
             return [loss.detach()]
         upstream = arguments.tensors.get("upstream")

@@ -148,7 +148,7 @@ def _weight(batch: Batch, label: Tensor, spec: LossSpec, eps: float) -> tuple[Te
         mean = torch.where(label, at(n), 0.0).sum(1) / one
         pooled = torch.where(number == 0, at(torch.tensor(float(batch.num_train), dtype=n.dtype)), mean)
     weight = (pooled[:, None] * rows).expand(batch.z.shape)
-    return weight, torch.zeros_like(weight)
+    return weight, eps * number.sqrt()[:, None] * weight.abs()
 
 
 def plain(batch: Batch, spec: LossSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
