@@ -15,11 +15,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items):
-    """Marks as slow what Triton's interpreter runs: seconds for what takes a compiled kernel no time."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return
+    """Marks as slow what Triton's interpreter runs, and what torch.compile compiles."""
+    slow = {"compile"} | ({"triton"} if os.environ.get("TRITON_INTERPRET") == "1" else set())
     for item in items:
-        if hasattr(item, "callspec") and item.callspec.params.get("impl") == "triton":
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in slow for value in values):
             item.add_marker(pytest.mark.slow)
 
 

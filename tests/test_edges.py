@@ -30,6 +30,7 @@ def test_shapes(dtype, shape, impl, device):
         torch.testing.assert_close(ours.double(), gradient, rtol=digits, atol=digits * 1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_wide_rows_of_odd_width(dtype, device):
     """C = 18,211: rows begin at every offset to 16 bytes, tiles and fringe meet."""
@@ -260,6 +261,7 @@ SETTINGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     spec=SETTINGS,

@@ -58,6 +58,7 @@ def test_equals_sklearn_bit_for_bit(dtype, shift):
         assert f1.macro()[at] == sklearn_f1(probabilities, targets, threshold, "macro")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_problem_equals_sklearn(data):
@@ -341,6 +342,7 @@ def test_the_papers_thresholds():
         PAPER_THRESHOLDS[0] = 0.1
 
 
+@pytest.mark.slow
 def test_sklearn_is_not_imported():
     code = "import sys; import fused_balanced_loss.metrics; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,14 +13,15 @@ from .chunked_pass import ChunkedPass, Gradients
 
 
 class InPlaceOptimizer(Protocol):
-    """What takes the gradients of weight and bias in the backward, as :class:`ClassifierUpdate` does."""
+    """What takes the gradients of weight and bias in the backward, as
+    :class:`~fused_balanced_loss.optim.base.ClassifierUpdate` does."""
 
     def expect_backward(self, node: Any) -> None:
-        """As :meth:`ClassifierUpdate.expect_backward`."""
+        """As :meth:`~fused_balanced_loss.optim.base.ClassifierUpdate.expect_backward`."""
         ...
 
     def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
-        """As :meth:`ClassifierUpdate.step`."""
+        """As :meth:`~fused_balanced_loss.optim.base.ClassifierUpdate.step`."""
         ...
 
 

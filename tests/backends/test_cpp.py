@@ -515,6 +515,7 @@ def test_builds_for_other_processors(march, dtype, built_for):
     assert torch.equal(elements.isnan(), logits.isnan()) and not elements[0, 4:6].isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiles_for_avx512(dtype, tmp_path):
     """Also where the processor does not run it."""
@@ -532,6 +533,7 @@ def quietly():
     return {"capture_output": True, "text": True, "timeout": 120}
 
 
+@pytest.mark.slow
 def test_library_is_built_once_and_survives_processes(tmp_path, monkeypatch):
     code = (
         "import torch\n"

@@ -9,6 +9,8 @@ from test_losses import DIGITS, loss_and_gradient, problem
 
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
 
+pytestmark = pytest.mark.slow
+
 DB = LossSpec.preset("DB")
 FORMS = {"uint8": lambda y: y.byte(), "float": lambda y: y.float(), "csr": SparseTargets.from_dense}
 WIDTH = 601  # Two tiles and a part, rows at every offset to 16 bytes.

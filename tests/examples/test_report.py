@@ -386,6 +386,7 @@ def run_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_whole_report(run_folder, tmp_path, capsys):
     output = tmp_path / "report"
     assert make_report.main([str(run_folder), "--output", str(output)]) == 0
@@ -425,6 +426,7 @@ def test_report_without_corpus_figures_says_so(run_folder, tmp_path, capsys):
     assert "| DB | " in unpadded((tmp_path / "report" / "report.md").read_text())
 
 
+@pytest.mark.slow
 def test_report_of_a_corpus_alone_and_of_unfinished_runs(tmp_path):
     write_corpus_figures(make_corpus(fingerprint="another", name="Another", paper=None), tmp_path / "a")
     write_records(tmp_path / "b", [make_record() | {"status": "running"}])
@@ -488,6 +490,7 @@ def test_conditional_probability_by_label_and_by_block(tmp_path):
             assert blocks[i, j] == pytest.approx(cell[seen].mean()) if seen.any() else np.isnan(blocks[i, j])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_labels", [1, 2, 130, 3000])
 @pytest.mark.filterwarnings("error")
 def test_pictures_of_any_number_of_labels(tmp_path, num_labels):

@@ -32,6 +32,8 @@ from fused_balanced_loss.integrations.transformers import (
 )
 from fused_balanced_loss.metrics import ThresholdedF1
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from fused_balanced_loss.integrations.fused_head import fuse_classifier
 from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func
 from fused_balanced_loss.integrations.update_callback import ClassifierUpdateCallback
 
+pytestmark = pytest.mark.slow
+
 DB = LossSpec.preset("DB")
 STATISTICS = LabelStatistics.from_targets([sample["labels"] for sample in samples(40)], num_labels=NUM_LABELS)
 STEPS = 11

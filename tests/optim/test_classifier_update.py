@@ -358,6 +358,7 @@ def final_f1(seed, device, dtype, update=None, optimizer=None, epochs=20):
     return float(f1.best()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_training_to_the_end_reaches_the_f1_of_torch(seed, device):
     theirs = final_f1(seed, device, torch.float32, optimizer=lambda p: torch.optim.AdamW(p, 0.02))
@@ -371,6 +372,7 @@ def test_training_to_the_end_reaches_the_f1_of_torch(seed, device):
     assert abs(ours - theirs) <= 0.002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_bfloat16_learns_by_stochastic_rounding_alone(seed, device):
     """A step of 3e-4 is below half a unit in the last place of most weights."""
