@@ -123,9 +123,12 @@ def balanced_loss(
     Returns:
         float32 (float64 for float64 logits): no dimensions, or the shape of the logits for reduction "none".
 
-    A target other than 0 and 1, or an invalid label id, raises ValueError on the CPU; on other devices, where looking
-    would stall, and under torch.compile the loss is NaN. A NaN logit gives NaN. An infinite logit gives 0 where it is
-    right, and infinity with a finite gradient where it is wrong.
+    A target other than 0 and 1, or an invalid label id, raises ValueError on the CPU. On other devices, where looking
+    would stall, and under torch.compile, such a target makes the loss NaN, and so does an invalid id of a loss with the
+    rebalanced weight; the other losses leave it out there. No id makes a kernel read other memory.
+
+    A NaN logit gives NaN. An infinite logit gives 0 where it is right, and infinity with a finite gradient where it is
+    wrong.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -26,11 +26,10 @@ def any_label(raw):
 @triton.jit
 def tile_labels(col_ptr, low, high, start, group, lane, VECTOR: tl.constexpr):
     """Which elements [GROUPS, VECTOR] of a tile that begins at column ``start`` are labels, by the ids in ``col`` from
-    ``low`` to ``high``. Each group of elements gathers its labels as bits, so that no element looks anything up. A
-    negative ``low`` marks a row with invalid ids.
+    ``low`` to ``high``. Each group of elements gathers its labels as bits, so that no element looks anything up.
     """
     bits = tl.zeros(group.shape, tl.int32)
-    for entry in range(tl.maximum(low, 0), high):
+    for entry in range(low, high):
         column = tl.load(col_ptr + entry).to(tl.int32) - start
         bits |= tl.where(group == column // VECTOR, 1 << (column % VECTOR), 0)
     return (bits[:, None] & (1 << lane)[None, :]) != 0
@@ -89,7 +88,8 @@ def row_terms_kernel(
     """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and for label ids the offsets
     in ``col`` at which each tile's labels begin. The first program also sets the counters to zero.
 
-    The offset of the first tile of a row with invalid ids is -1, by which the loss of that tile becomes NaN.
+    Ids that are out of range, out of order or repeated make weight_slope NaN, and so the row's loss and gradient. Where
+    the weight is not rebalanced there is no weight_slope, and ids out of range are left out.
     """
     row = tl.program_id(0).to(tl.int64)
     if row == 0:
@@ -101,26 +101,22 @@ def row_terms_kernel(
         # Columns before the row's first 16-byte boundary belong to no tile.
         head = (VECTOR - (row * logits_stride) % VECTOR) % VECTOR
         end = head + (num_labels - head) // VECTOR * VECTOR
-    total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
-    if HAS_ROW_SUM and REBALANCED:
-        total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
-    if CSR:
-        # The ids of a chunk of labels were made by us; those of a whole row may be anything.
+    if REBALANCED:
+        total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
         invalid = tl.zeros([BLOCK], tl.int32)
-        if not HAS_ROW_SUM:
-            given_low = tl.load(crow_ptr + row)
-            given_high = tl.load(crow_ptr + row + 1)
-            invalid += ((given_low != low) | (given_high != high)).to(tl.int32)
+        if HAS_ROW_SUM:
+            # The ids are a chunk of labels, which the caller has checked.
+            total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
+        elif CSR:
+            invalid += ((tl.load(crow_ptr + row) != low) | (tl.load(crow_ptr + row + 1) != high)).to(tl.int32)
             for begin in range(low, high, BLOCK):
                 entry = begin + tl.arange(0, BLOCK)
                 column = tl.load(col_ptr + entry, mask=entry < high, other=0)
                 before = tl.load(col_ptr + entry - 1, mask=(entry > low) & (entry < high), other=-1)
                 inside = (column >= 0) & (column < num_labels)
                 invalid += ((entry < high) & ((inside == 0) | (before >= column))).to(tl.int32)
-                if REBALANCED:
-                    total += tl.load(inverse_frequency_ptr + column, mask=(entry < high) & inside, other=0.0)
-    if REBALANCED:
-        if not (HAS_ROW_SUM or CSR):
+                total += tl.load(inverse_frequency_ptr + column, mask=(entry < high) & inside, other=0.0)
+        else:
             for begin in range(0, num_labels, BLOCK):
                 column = begin + tl.arange(0, BLOCK)
                 raw = tl.load(targets_ptr + row * targets_stride + column, mask=column < num_labels, other=0)
@@ -128,7 +124,8 @@ def row_terms_kernel(
                 # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
                 total += tl.where(raw == 1, inverse, 0.0)
         # No labels: minus infinity, which the weight takes as r = infinity.
-        tl.store(weight_slope_ptr + row, (1.0 / tl.sum(total)) * (-BETA * LOG2E))
+        slope = (1.0 / tl.sum(total)) * (-BETA * LOG2E)
+        tl.store(weight_slope_ptr + row, tl.where(tl.sum(invalid) > 0, float("nan"), slope))
     if CSR:
         SOME: tl.constexpr = 32
         TILES: tl.constexpr = 128
@@ -142,5 +139,4 @@ def row_terms_kernel(
                 is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
                 before += tl.sum(is_before.to(tl.int32), axis=1)
             offset = (low + before).to(tl.int32)
-            offset = tl.where((boundary == 0) & (tl.sum(invalid) > 0), -1, offset)
             tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, offset, mask=boundary <= num_tiles)

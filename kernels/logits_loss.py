@@ -211,17 +211,12 @@ def logits_loss_kernel(
                 raw = tl.load(targets_at, mask=inside, other=0)
                 has_label = any_label(raw)
             if has_label:
-                tile_unit = unit
                 if CSR:
                     y = tile_labels(col_ptr, low, high, head + start, group, lane, VECTOR)
-                    # Invalid ids make the tile's loss NaN, by scalars: they cost less than its elements.
-                    invalid = tl.where(low < 0, float("nan"), 0.0).to(COMPUTE)
-                    tile_unit += invalid
-                    total += invalid
                 else:
                     y, z = dense_label(raw, z)
                 value = compute_and_store(
-                    z, y, shift, inverse, weight_slope, weight, positive_slope, negative_slope, tile_unit, row, column,
+                    z, y, shift, inverse, weight_slope, weight, positive_slope, negative_slope, unit, row, column,
                     gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
                     WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
