@@ -162,7 +162,7 @@ def _run_compiled(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
     *tensors, scale, spec, want = arguments
     if torch.compiler.is_compiling():
         # The caller is being compiled, and this with it.
-        return closed_form(*tensors, scale=scale, spec=spec, want=want)
+        return closed_form(*arguments)
     if (spec, want) not in _compiled:
         # PyTorch limits the recompilations of one code object, so each spec gets a code object of its own.
         own = types.FunctionType(
