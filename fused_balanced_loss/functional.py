@@ -144,7 +144,8 @@ def balanced_loss(
     shape, dtype = logits.shape, compute_dtype(logits.dtype)
     flat = flat_rows(logits)
     batch = flat_batch(shape, logits.device, targets, sample_weight, label_mask, ignore_index)
-    if len(flat) == 0:
+    # Not len(flat): torch.export would take the number for a constant.
+    if flat.shape[0] == 0:
         if reduction == "mean":
             raise ValueError(f"logits: expected at least one sample for reduction 'mean', got shape {list(shape)}")
         return logits.to(dtype) if reduction == "none" else (logits * 0).sum(dtype=dtype)

@@ -134,7 +134,8 @@ def run(
     spec, statistics, reduction, chunk_size, impl, gradient = settings
     num_labels = len(weight) if shard is None else shard.num_labels
     flat = flat_rows(features)
-    num_rows = len(flat)
+    # Not len(flat): torch.export would take the number for a constant.
+    num_rows = flat.shape[0]
     batch = flat_batch(
         (*features.shape[:-1], num_labels), flat.device, targets, sample_weight, label_mask, ignore_index
     )
