@@ -374,7 +374,7 @@ def test_views_and_row_weights(name, dtype):
     one = as_problem(logits[1:2], targets[1:2], statistics, spec)
     ours, row = cpp.value_and_gradient(repeated, 1.0), cpp.value_and_gradient(one, 1.0)
     torch.testing.assert_close(ours[0], row[0] * 5, rtol=DIGITS[compute] * 4, atol=0)
-    assert ours[1].stride(0) == 90
+    assert ours[1].stride(0) >= 90, "each row has memory of its own"
     torch.testing.assert_close(ours[1], row[1].expand(5, -1), rtol=digits, atol=0)
 
 
