@@ -67,7 +67,8 @@ def loss(problem: Problem) -> Tensor:
     if spec.probability_margin:
         # The margin bounds the loss of a negative by -log(margin).
         wrong = wrong & y
-    result = result + torch.where(wrong, math.inf, 0.0).to(z.dtype)
+    # The finite part keeps the derivative; a weight's sign is that of the infinity.
+    result = result + torch.where(wrong, result.detach() * math.inf, 0.0)
     if targets.dtype != torch.bool:
         result = torch.where((targets == 0) | y, result, math.nan)
     return result if mask is None else torch.where(mask, result, 0.0)
