@@ -283,8 +283,11 @@ def _judge_linear(case: Case, arguments: Arguments, results: list[Tensor]) -> st
         return Bounds(total, margin, torch.zeros((), dtype=torch.bool))
 
     number = len(x)
+    # Chunks are added one to another, in the dtype of the loss.
+    chunks = case.labels / (case.chunk_size or case.labels)
+    chunks_margin = truth.loss_margin + 0.5 * eps * chunks * truth.loss.abs()
     expected = [
-        _total(truth.loss, truth.loss_margin, truth.free, eps, divisor),
+        _total(truth.loss, chunks_margin, truth.free, eps, divisor),
         product(dz, off, w, case.labels),
         product(dz.t(), off.t(), x, number),
         product(dz.t(), off.t(), torch.ones(number, 1, dtype=torch.float64), number),

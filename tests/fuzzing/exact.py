@@ -68,6 +68,8 @@ def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     loss, slope = _parts(t, label, spec)
     below, above = _parts(t - off, label, spec), _parts(t + off, label, spec)
     kept, results = batch.kept, []
+    # A power by exponential and logarithm is off by the exponent's share of units more.
+    units = 8 + 4 * max(spec.gammas)
     # eps squared of an element's weight is below the last digit of whatever the element is added to.
     tiny = eps**2 * weight.abs().clamp(min=1e-20)
     for value, low, high, chain in (
@@ -76,7 +78,7 @@ def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     ):
         moved = torch.maximum((value - low).abs(), (value - high).abs()).nan_to_num(0.0, 0.0, 0.0)
         size = value.abs().nan_to_num(0.0, 0.0, 0.0)
-        margin = (moved * weight.abs() + size * (weight_error + 8 * eps * weight.abs()) + tiny) * chain.abs()
+        margin = (moved * weight.abs() + size * (weight_error + units * eps * weight.abs()) + tiny) * chain.abs()
         results.append((torch.where(kept, value * weight * chain, 0.0), torch.where(kept, margin, 0.0)))
     (loss, loss_margin), (gradient, gradient_margin) = results
     free = kept & (weight.abs() < 1e-36) & torch.isinf(t)
@@ -148,7 +150,7 @@ def _weight(batch: Batch, label: Tensor, spec: LossSpec, eps: float) -> tuple[Te
         mean = torch.where(label, at(n), 0.0).sum(1) / one
         pooled = torch.where(number == 0, at(torch.tensor(float(batch.num_train), dtype=n.dtype)), mean)
     weight = (pooled[:, None] * rows).expand(batch.z.shape)
-    return weight, eps * number.sqrt()[:, None] * weight.abs()
+    return weight, eps * (_UNITS + 2 * number.sqrt()[:, None]) * weight.abs()
 
 
 def plain(batch: Batch, spec: LossSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
