@@ -56,7 +56,8 @@ def loss(problem: Problem) -> Tensor:
     focal = torch.exp(-_by_class(y, gamma, gamma_negative, z) * minus_log_q)
     element = focal * nll
     if spec.probability_margin:
-        excess = torch.sigmoid(-t) - spec.probability_margin
+        # The derivative of sigmoid(-t) by autograd would form 1 - q, which has no digits left where q is near 1.
+        excess = torch.exp(-minus_log_q) - spec.probability_margin
         # Not `clamp`: it would give a NaN the derivative 0.
         shifted = torch.where(excess <= 0, torch.zeros_like(excess), excess)
         element = torch.where(y, element, shifted**gamma_negative * -torch.log1p(-shifted))
