@@ -18,7 +18,8 @@ def dense_label(raw, z):
 @triton.jit
 def any_label(raw):
     """Whether dense targets have anything but zeros."""
-    if raw.dtype.is_floating():
+    # A byte is never negative; the maximum of other numbers could hide one.
+    if not (raw.dtype == tl.uint8 or raw.dtype == tl.int1):
         raw = raw != 0
     return tl.max(raw.to(tl.int32)) != 0
 

@@ -152,7 +152,7 @@ def _launch(
     value = logits.new_empty((num_rows, num_labels) if want_value == "elements" else (), dtype=dtype)
     partial = value.new_empty(num_programs + _num_teams(num_programs)) if want_value == "sum" else None
     if upstream is not None and upstream.dim():
-        upstream = upstream.contiguous()
+        upstream = upstream.resolve_neg().contiguous()
     # The launcher takes numbers as float32.
     single = ctypes.c_float(scale).value if dtype == torch.float64 else scale
     mask = problem.label_mask
