@@ -136,7 +136,6 @@ class Experiment:
             "seed": seed,
             "corpus": self.corpus.name,
             "corpus_fingerprint": self.corpus.fingerprint,
-            "library": fused_balanced_loss.__version__,
         }
         if method == "SVM":
             return {**common, **SVM_SETTINGS}
