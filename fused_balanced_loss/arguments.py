@@ -177,10 +177,10 @@ def _check_device(name: str, value: Tensor | SparseTargets, device: torch.device
 def _flat_targets(
     targets: Tensor | SparseTargets, shape: tuple[int, ...], device: torch.device
 ) -> Tensor | SparseTargets:
-    num_samples = math.prod(shape[:-1])
     if isinstance(targets, Tensor) and targets.layout != torch.strided:
         targets = SparseTargets.from_torch(targets)
     if isinstance(targets, SparseTargets):
+        num_samples = math.prod(shape[:-1])
         if targets.shape != (num_samples, shape[-1]):
             raise ValueError(
                 f"targets: expected shape {[num_samples, shape[-1]]}, as the logits, got {list(targets.shape)}"

@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative of their own."""
+"""Backward passes that have no derivative of their own, and whose kernels read the upstream gradient by pointer."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward that raises RuntimeError under ``create_graph=True``.
+    """A backward that raises RuntimeError under ``create_graph=True``, and that sees no negative bit.
 
-    ``once_differentiable`` alone would take its result for a constant: a gradient penalty would train on part of its
-    derivative, a Hessian be zero.
+    PyTorch's ``once_differentiable`` would take its result for a constant: a gradient penalty would train on part of
+    its derivative, a Hessian be zero.
     """
-    once = once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx: Any, upstream: Tensor) -> Any:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("create_graph: expected False, as the balanced losses have no second derivative")
-        return once(ctx, upstream)
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                raise RuntimeError("create_graph: expected False, as the balanced losses have no second derivative")
+            upstream = upstream.resolve_neg()
+        return backward(ctx, upstream)
 
     return run

@@ -43,7 +43,8 @@ class _GradientInForward(torch.autograd.Function):
             torch.autograd.graph.increment_version(logits)
         else:
             ctx.save_for_backward(logits, *problem.given())
-        ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
+        # Autograd saves the logits; the rest of the problem goes by itself.
+        ctx.rest, ctx.backend, ctx.scale = problem[1:], backend, scale
         return loss
 
     @staticmethod
@@ -54,7 +55,7 @@ class _GradientInForward(torch.autograd.Function):
             ctx.backend.scale_gradient(gradient, upstream)
         elif ctx.saved_tensors:
             # A second backward: the first has given its gradient away.
-            problem = ctx.problem._replace(logits=ctx.saved_tensors[0].detach())
+            problem = Problem(ctx.saved_tensors[0].detach(), *ctx.rest)
             gradient = ctx.backend.gradient(problem, upstream, ctx.scale)
         else:
             raise RuntimeError("gradient='in_place' has overwritten the logits: there is no second backward")
@@ -67,13 +68,13 @@ class _GradientInBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, problem: Problem, backend: Backend, reduction: str, scale: float) -> Tensor:
         ctx.save_for_backward(logits, *problem.given())
-        ctx.problem, ctx.backend, ctx.scale = problem.without_logits(), backend, scale
+        ctx.rest, ctx.backend, ctx.scale = problem[1:], backend, scale
         return backend.value(problem, reduction, scale)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        problem = ctx.problem._replace(logits=ctx.saved_tensors[0].detach())
+        problem = Problem(ctx.saved_tensors[0].detach(), *ctx.rest)
         return ctx.backend.gradient(problem, upstream, ctx.scale), None, None, None, None
 
 
@@ -154,7 +155,7 @@ def balanced_loss(
         # Afterwards the logits would be gone.
         batch.check_targets()
     problem = Problem(
-        logits=flat,
+        logits=flat if impl == "reference" else flat.detach(),
         targets=batch.targets,
         spec=spec,
         labels=label_constants(statistics, spec, dtype, logits.device),
@@ -167,22 +168,21 @@ def balanced_loss(
         loss = reference.loss(problem)
         loss = loss if reduction == "none" else loss.sum() * mean_scale(reduction, problem.label_mask, flat.numel())
     elif compiling and impl in _OPAQUE:
-        loss = operator(problem, reduction, impl)
+        loss = operator(problem._replace(logits=flat), reduction, impl)
     else:
         if gradient == "auto":
             # The mean over a mask is divided after the sum, so the upstream gradient is never 1.
             gradient = "backward" if logits.dtype == torch.float16 or num_kept is not None else "forward"
-        loss = _differentiable(problem, select(impl, problem), reduction, "backward" if compiling else gradient)
+        loss = _differentiable(flat, problem, select(impl, problem), reduction, "backward" if compiling else gradient)
     if num_kept is not None:
         loss = loss / num_kept
     batch.check_targets_of(loss)
     return loss.reshape(shape) if reduction == "none" else loss
 
 
-def _differentiable(problem: Problem, backend: Backend, reduction: str, gradient: str) -> Tensor:
-    logits = problem.logits
+def _differentiable(logits: Tensor, problem: Problem, backend: Backend, reduction: str, gradient: str) -> Tensor:
     scale = mean_scale(reduction, problem.label_mask, logits.numel())
-    problem = backend.prepare(problem._replace(logits=logits.detach()))
+    problem = backend.prepare(problem)
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return backend.value(problem, reduction, scale)
     # Also where nothing requires grad, so that vmap raises.

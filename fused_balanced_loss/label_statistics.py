@@ -119,7 +119,7 @@ class LabelStatistics:
 
     @property
     def num_labels(self) -> int:
-        return len(self.counts)
+        return self.counts.shape[0]
 
     @property
     def clamped_counts(self) -> Tensor:

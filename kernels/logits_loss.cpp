@@ -91,13 +91,23 @@ template <class T> struct Some {
     Some(const T* from, int64_t count) { std::memcpy(at, from, count * sizeof *at); }
 };
 
+static inline V load_some_logits(const Logit* from, int64_t count) {
+    return load_logits(count == W ? from : Some<Logit>(from, count).at);
+}
+
 template <class Vector, class T> static inline Vector load_some(const T* from, int64_t count) {
     return count == W ? load<Vector>(from) : load<Vector>(Some<T>(from, count).at);
 }
 
-// `count` elements from column i, of which some may be positive: a bit for each. z: their logits. Returns their losses.
+template <class T> static inline void store_some(T* to, V from, int64_t count) {
+    if (count == W) std::memcpy(to, &from, sizeof from);
+    else std::memcpy(to, &from, count * sizeof *to);
+}
+
+// `count` elements from column i, of which some may be positive: a bit for each. z: their logits. Returns the losses of
+// those from `fresh` on: what is before was counted already.
 static V general(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
-                 uint32_t positive) {
+                 uint32_t positive, int64_t fresh = 0) {
     I lane, bit;
     for (int k = 0; k < W; ++k) lane[k] = k, bit[k] = 1 << k;
     V loss, gradient;
@@ -110,16 +120,20 @@ static V general(const Row& row, const Labels& labels, const Settings& s, V z, i
     loss = keep ? loss : V{};
     if (row.elements) {
         V scaled = keep ? loss * row.loss_factor : V{};
-        std::memcpy(row.elements + i, &scaled, count * sizeof(Number));
+        store_some(row.elements + i, scaled, count);
     }
     if (row.gradient) {
         if (row.upstream) gradient *= load_some<V>(row.upstream + i, count);
         gradient = keep ? gradient : V{};
-        Logit stored[W];
-        store_logits(stored, gradient);
-        std::memcpy(row.gradient + i, stored, count * sizeof *stored);
+        if (count == W) {
+            store_logits(row.gradient + i, gradient);
+        } else {
+            Logit stored[W];
+            store_logits(stored, gradient);
+            std::memcpy(row.gradient + i, stored, count * sizeof *stored);
+        }
     }
-    return loss;
+    return lane < (Integer)fresh ? V{} : loss;
 }
 
 // Vectors after which a lane's float32 sum goes over into float64.
@@ -132,21 +146,28 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
                         const int64_t* label, const int64_t* end) {
     D total{};
     int64_t whole = last / W;
+    const int64_t* first_label = label;
     auto positives_of = [&](int64_t k) {
         uint32_t positive = 0;
         for (; label < end && *label / W == k; ++label) positive |= 1u << *label % W;
         return positive;
     };
-    auto add_general = [&](V z, int64_t k, int64_t count, uint32_t positive) {
-        total += __builtin_convertvector((general(row, labels, s, z, k * W, count, positive)), D);
+    auto add_general = [&](V z, int64_t k, uint32_t positive) {
+        total += __builtin_convertvector((general(row, labels, s, z, k * W, W, positive)), D);
     };
+    // The last columns of a row may be no whole vector. Where there is room, a vector that ends with the row takes them
+    // with columns that the loop takes too, and so no part of a vector is read or written. Its logits are read here,
+    // because the loop may write over them.
+    int64_t rest = last % W, from = rest && last - first >= W ? last - W : whole * W;
+    V z_rest{};
+    if (rest) z_rest = load_some_logits(row.logits + from, last - from);
     Integer keep[RUN];
     std::memset(keep, -1, sizeof keep);
     bool plain = row.plain();
     for (int64_t run = first / W; run < whole; run += RUN) {
         int64_t stop = run + RUN < whole ? run + RUN : whole;
         if (!plain) {
-            for (int64_t k = run; k < stop; ++k) add_general(load_logits(row.logits + k * W), k, W, positives_of(k));
+            for (int64_t k = run; k < stop; ++k) add_general(load_logits(row.logits + k * W), k, positives_of(k));
             continue;
         }
         V z[RUN];
@@ -162,12 +183,15 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         total += __builtin_convertvector((negatives<GRADIENT>(row, labels, s, keep, run, stop)), D);
         for (int64_t k = 0; k < count; ++k) {
             keep[aside[k] - run] = -1;
-            add_general(z[k], aside[k], W, positive[k]);
+            add_general(z[k], aside[k], positive[k]);
         }
     }
-    if (last % W) {
-        V z = load_logits(Some<Logit>(row.logits + whole * W, last % W).at);
-        add_general(z, whole, last % W, positives_of(whole));
+    if (rest) {
+        while (label > first_label && label[-1] >= from) --label;
+        uint32_t positive = 0;
+        for (; label < end; ++label) positive |= 1u << (*label - from);
+        total += __builtin_convertvector(
+            (general(row, labels, s, z_rest, from, last - from, positive, whole * W - from)), D);
     }
     double sum = 0;
     for (int lane = 0; lane < W; ++lane) sum += total[lane];

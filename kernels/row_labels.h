@@ -34,7 +34,7 @@ static RowLabels labels_of_ids(const int64_t* crow, const int64_t* col, int64_t 
     return {col + start, col + stop, true};
 }
 
-constexpr int64_t STRIDE = 64;
+constexpr int64_t STRIDE = 16;
 
 template <class Bits> struct Words {
     uint64_t at[STRIDE * sizeof(Bits) / sizeof(uint64_t)];

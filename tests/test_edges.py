@@ -347,3 +347,33 @@ def test_ids_that_nobody_checked_raise_and_read_no_other_memory(weighting, name,
     if device.type == "cpu":
         with pytest.raises(ValueError, match=r"crow: expected|targets: expected"):
             linear_balanced_loss(torch.randn(2, 4), torch.randn(300, 4), None, targets, spec, statistics, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("how", ["forward", "backward"])
+def test_an_upstream_gradient_with_the_negative_bit(how, reduction, impl, device):
+    """Its memory holds the opposite numbers, which a kernel that reads by pointer would take."""
+    logits, targets, statistics = problem(3, 40)
+    values = torch.rand((3, 40) if reduction == "none" else (), device=device) + 0.5
+    gradients = []
+    for upstream in (values, torch._neg_view(-values)):
+        z = logits.to(device).requires_grad_()
+        loss = balanced_loss(z, targets.to(device), DB, statistics, reduction=reduction, impl=impl, gradient=how)
+        gradients.append(torch.autograd.grad(loss, z, upstream)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32])
+def test_a_negative_target_in_rows_without_labels(dtype, impl, device):
+    """No tile has a label there, and the shortest way to find that out must not take -1 for 0."""
+    logits, targets, statistics = problem(2, 600)
+    targets = torch.zeros_like(targets, dtype=dtype)
+    targets[1, 5] = -1
+    arguments = (logits.to(device), targets.to(device), LossSpec(), None)
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got -1.* at \[1, 5\]"):
+            balanced_loss(*arguments, impl=impl)
+    else:
+        assert balanced_loss(*arguments, impl=impl).isnan()

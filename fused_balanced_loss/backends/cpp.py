@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..spec import LossSpec
+from . import device
 from .closed_form import EAGER
-from .cpp_build import KernelBuildError, Macros, available, library, num_threads, pointer
+from .cpp_build import KernelBuildError, Macros, available, library, num_threads
 from .problem import Problem, compute_dtype, gradient_like
 
 scale_gradient = EAGER.scale_gradient
@@ -33,27 +34,22 @@ _GAMMAS = (0.0, 1.0, 2.0, 4.0)
 _ANY_GAMMA = -1
 
 
-def unsupported(problem: Problem) -> str | None:
-    """Which property of the logits keeps the kernel from reading them, or None."""
-    if problem.logits.device.type != "cpu":
-        return f"logits on {problem.logits.device}"
-    if type(problem.logits) not in (Tensor, torch.nn.Parameter):
-        return f"{type(problem.logits).__name__}, which may have no memory of its own"
+def unavailable(problem: Problem) -> str | None:
+    """Why the kernel cannot take the problem, or None; its library is built where that was not done yet."""
+    logits = problem.logits
+    if device.kind(logits.device) != "cpu":
+        return f"logits on {logits.device}"
+    if type(logits) not in (Tensor, torch.nn.Parameter):
+        return f"{type(logits).__name__}, which may have no memory of its own"
+    try:
+        _kernel_of(problem)
+    except KernelBuildError as error:
+        return str(error)
     return None
 
 
-def unavailable(problem: Problem) -> str | None:
-    """Why the kernel cannot take the problem, or None; its library is built where that was not done yet."""
-    reason = unsupported(problem)
-    if reason is None:
-        try:
-            _kernel_of(problem)
-        except KernelBuildError as error:
-            reason = str(error)
-    return reason
-
-
 def prepare(problem: Problem) -> Problem:
+    """The problem as it is: the kernel finds the labels of a row in the pass that needs them."""
     return problem
 
 
@@ -74,7 +70,7 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
         # The gradient of a sum repeats one number.
         upstream = upstream[0, 0]
     if upstream.dim():
-        upstream = upstream.to(compute_dtype(problem.logits.dtype)).resolve_neg()
+        upstream = upstream.to(compute_dtype(problem.logits.dtype))
         upstream = upstream if upstream.stride(1) == 1 else upstream.contiguous()
         _run(problem, scale, gradient=out, upstream=upstream)
     else:
@@ -121,21 +117,25 @@ def _run(
         rows,
         columns,
         *target_fields,
-        pointer(mask) or 0,
+        _address(mask),
         0 if mask is None else mask.stride(0),
-        pointer(problem.row_sum) or 0,
-        pointer(problem.row_weight) or 0,
-        pointer(labels.bias) or 0,
-        pointer(labels.inverse_frequency) or 0,
-        pointer(labels.weight) or 0,
-        pointer(upstream) or 0,
+        _address(problem.row_sum),
+        _address(problem.row_weight),
+        _address(labels.bias),
+        _address(labels.inverse_frequency),
+        _address(labels.weight),
+        _address(upstream),
         0 if upstream is None else upstream.stride(0),
-        pointer(elements) or 0,
-        pointer(loss) or 0,
+        _address(elements),
+        _address(loss),
         num_threads(rows * columns),
         scale,
     )
     kernel(call, numbers)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 _Kernel = Callable[[bytes, bytes], Any]

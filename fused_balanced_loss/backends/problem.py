@@ -63,10 +63,6 @@ class Problem(NamedTuple):
     row_terms: RowTerms | None = None
     statistics: LabelStatistics | None = None
 
-    def without_logits(self) -> Problem:
-        """What a backward keeps besides the logits, which autograd saves."""
-        return self._replace(logits=self.logits.new_empty(0))
-
     def given(self) -> list[Tensor]:
         """The caller's tensors besides the logits. Where autograd saves them, a change in place raises."""
         if torch.compiler.is_compiling():

@@ -37,3 +37,17 @@ def test_it_can_be_differentiated_twice():
     (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), z)
     assert second.isfinite().all() and second.any()
+
+
+def test_the_margin_keeps_the_digits_of_the_derivative_of_saturated_logits():
+    """p is 1 - exp(z) or so: a derivative by way of 1 - p, rounded first, would be off or zero."""
+    spec = LossSpec(gamma=0.0, gamma_negative=1.0, probability_margin=0.05)
+    z = torch.tensor([[30.0, 34.0, -40.0]], dtype=torch.float64, requires_grad=True)
+    loss = balanced_loss(z, torch.tensor([[0, 0, 1]]), spec, impl="reference", reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, z)
+    # By hand: with e = exp(-z) and r = p - margin, d(-r log(1 - r))/dz = p (1 - p) (r / (1 - r) - log(1 - r)).
+    e = torch.exp(-z.detach()[0, :2])
+    p, rest = 1 / (1 + e), e / (1 + e)
+    r = p - 0.05
+    expected = torch.cat([p * rest * (r / (1 - r) - torch.log(1 - r)), torch.tensor([-1.0], dtype=torch.float64)])
+    torch.testing.assert_close(gradient[0], expected, rtol=1e-12, atol=0)
