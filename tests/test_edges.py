@@ -368,7 +368,7 @@ def test_an_upstream_gradient_with_the_negative_bit(how, reduction, impl, device
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32])
 def test_a_negative_target_in_rows_without_labels(dtype, impl, device):
     """No tile has a label there, and the shortest way to find that out must not take -1 for 0."""
-    logits, targets, statistics = problem(2, 600)
+    logits, targets, _ = problem(2, 600)
     targets = torch.zeros_like(targets, dtype=dtype)
     targets[1, 5] = -1
     arguments = (logits.to(device), targets.to(device), LossSpec(), None)
