@@ -68,3 +68,20 @@ def test_an_update_that_keeps_the_gradient_takes_less_time(models):
         for keep in (False, True)
     )
     assert kept < made_again
+
+
+def test_the_page_is_what_the_command_makes(models):
+    import predictions
+
+    assert predictions.PAGE.read_text() == predictions.page()
+
+
+def test_predictions_are_found_by_the_settings_of_a_record(models):
+    import predictions
+
+    settings = {"operation": "logits", "loss": "DB", "rows": 1024, "labels": 18_211, "dtype": "bfloat16"}
+    found = predictions.predicted(settings | {"targets": "csr"}, "NVIDIA H100 80GB HBM3")
+    assert found["ours"] == predictions.predict_logits(predictions.GPUS["H100"], 1024, 18_211)
+    sizes = {"operation": "classifier", "rows": 128, "labels": 670_091, "features": 768, "dtype": "bfloat16"}
+    assert set(predictions.predicted(sizes, "NVIDIA H200")) == {"ours", "F.linear + our loss"}
+    assert predictions.predicted(sizes, "Some GPU") == {} == predictions.predicted({"operation": "device"}, "H100")
