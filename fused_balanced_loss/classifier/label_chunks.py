@@ -35,7 +35,8 @@ def default_chunk_size(num_rows: int, num_features: int, dtype: torch.dtype, dev
 def even_chunk_size(most: int, num_labels: int) -> int:
     """Labels of a chunk, a multiple of 128 or all: chunks of about one size, as few as chunks of ``most`` would be."""
     number = -(-num_labels // most) or 1
-    return min(padded(-(-num_labels // number)), max(num_labels, 1))
+    # At least 1, for a shard without labels.
+    return max(1, min(padded(-(-num_labels // number)), num_labels))
 
 
 def padded(num_labels: int) -> int:

@@ -139,6 +139,11 @@ def test_chunks_are_aligned_at_any_batch(num_rows):
         assert chunk.targets.crow.stride() == (1,)
 
 
+@pytest.mark.parametrize(("num_labels", "size"), [(0, 1), (1, 1), (128, 128), (500, 500), (513, 384), (1100, 384)])
+def test_chunks_are_of_about_one_size(num_labels, size):
+    assert label_chunks.even_chunk_size(512, num_labels) == size
+
+
 def test_batches_of_twenty_sizes_compile_twice(monkeypatch):
     """Once for the first batch, and once for batches of any size."""
     compiled = []
