@@ -12,6 +12,20 @@ import torch
 from environment import DEVICE, synchronize
 
 _REPLAYS = 25
+# A device that has had nothing to do runs at a low clock, which would falsify small measurements.
+_WARM_SECONDS = 0.3
+
+
+def warm_clock(seconds: float = _WARM_SECONDS) -> None:
+    """Keeps a GPU busy until its clock has risen."""
+    if DEVICE.type == "cpu":
+        return
+    a = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(20):
+            torch.mm(a, a)
+        synchronize()
 
 
 def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS) -> list[float]:
@@ -38,6 +52,7 @@ def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS)
         kept = [run() for run in runs]
     times = []
     graph.replay()
+    warm_clock()
     for _ in range(replays):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -63,7 +78,8 @@ def _wall(runs: Sequence[Callable[[], Any]]) -> float:
 def host_seconds(run: Callable[[], Any], calls: int = 50) -> float:
     """Seconds that the host takes to start a call, without waiting for the device."""
     calls = calls if DEVICE.type == "cuda" else 2
-    run()
+    for _ in range(min(calls, 10)):
+        run()
     synchronize()
     start = time.perf_counter()
     for _ in range(calls):

@@ -129,6 +129,11 @@ def predicted(settings: dict[str, Any], device_name: str) -> dict[str, Predictio
     size = settings.get("rows", 0), settings.get("labels", 0)
     if settings["operation"] == "logits" and settings.get("loss") == "DB":
         return {"ours": predict_logits(gpu, *size, settings["dtype"], settings["targets"])}
+    if settings.get("variant") == "host, launches":
+        one = predict_logits(gpu, *size, settings["dtype"])
+        host = one._replace(what="host", seconds=one.host or 0.0, reason="operators and launches that the host starts")
+        eager = one._replace(seconds=max(host.seconds, one.seconds), reason="the longer of device and host")
+        return {"host time, both, seconds": host, "eager call, both, seconds": eager}
     if settings["operation"] == "classifier" and settings["dtype"] == "bfloat16":
         ours, linear = predict_classifier(gpu, *size, settings["features"])
         return {"ours": ours, "F.linear + our loss": linear}
