@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from environment import DEVICE
-from gpu_measurements import IMPL
+from gpu_timing import IMPL
 from peers import spec_of
 from problems import formula, make_classifier, make_problem, make_sparse_problem
 from records import new_record, write_record

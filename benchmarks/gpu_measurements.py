@@ -15,26 +15,20 @@ from typing import NamedTuple
 
 import peers
 import torch
-import torch.nn.functional as F
-from contest import Contestant, elapsed, launches, of_loss, quantiles
+from contest import Contestant, launches, quantiles
 from environment import DEVICE, copy_bandwidth, matmul_rate
-from floors import Floor, classifier_floor, logits_floor
-from gpu_timing import copies, graph_seconds, host_seconds, host_synchronisations
+from floors import logits_floor
+from gpu_classifier import against_linear, in_place_update
+from gpu_timing import BOTH, IMPL, copies, graph_seconds, host_seconds, host_synchronisations, reason, repeated
 from kernel_profile import profile_kernels
 from memory import held_bytes, peak_bytes
 from peers import COMPILED, EAGER, OURS, PLAIN, TIMM_DB
-from problems import make_classifier, make_problem, make_sparse_problem
+from problems import make_problem
 from records import Record, new_record, write_record
 from report_text import record_text
 from torch import Tensor
 
-from fused_balanced_loss import LinearBalancedLoss, balanced_loss, linear_balanced_loss
-from fused_balanced_loss.classifier.prediction import predict_topk
-from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
-
-BOTH = "forward and backward"
-# On the CPU Triton's interpreter runs the kernels that a GPU would run.
-IMPL = "auto" if DEVICE.type == "cuda" else "triton"
+from fused_balanced_loss import balanced_loss
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def logits_on_device(
             if name == OURS:
                 raise
             # A peer that fails must not cost our figures.
-            absent[name] = _reason(error)
+            absent[name] = reason(error)
             continue
         one = Contestant(name, lambda _, runs=runs: runs[0]())
         found[name] = {
@@ -133,10 +127,6 @@ def logits_on_device(
     )
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
-
-
 def host_time(sizes: Sizes) -> Iterator[Record]:
     """The host's work in an eager call at the paper's batch size, and the time of the whole call."""
     problem = make_problem(*sizes.small_batch, torch.bfloat16)
@@ -153,7 +143,7 @@ def host_time(sizes: Sizes) -> Iterator[Record]:
     figures = {
         "host time, forward, seconds": host_seconds(call),
         "host time, both, seconds": host_seconds(both),
-        "eager call, both, seconds": _repeated(both)["p50"],
+        "eager call, both, seconds": repeated(both)["p50"],
         "launches, forward": launches(loss_only),
         "launches, backward": launches(backward),
         "host synchronisations, forward": host_synchronisations(call),
@@ -200,46 +190,7 @@ def peers_small_batch(sizes: Sizes) -> Iterator[Record]:
 def classifier(number: int, sizes: Sizes) -> Iterator[Record]:
     """The fused classifier and loss in bf16, against F.linear followed by a loss over its logits."""
     shape = sizes.classifier[min(number, len(sizes.classifier) - 1)]
-    yield _classifier(shape, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
-
-
-def _classifier(shape: tuple[int, int, int], dtype: torch.dtype) -> Record:
-    problem = make_problem(*shape[:2], dtype)
-    x, w, b = leaves = make_classifier(*shape, dtype)
-    spec, y, statistics = peers.spec_of(OURS, "DB"), problem.sparse, problem.statistics
-    formula = peers.make_loss(EAGER, problem, "DB")
-    forwards: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: linear_balanced_loss(x, w, b, y, spec, statistics, impl=IMPL),
-        "F.linear + our loss": lambda: balanced_loss(F.linear(x, w, b), y, spec, statistics, impl=IMPL),
-        "F.linear + formula, eager": lambda: formula(F.linear(x, w, b)),
-    }
-    floor = classifier_floor(*shape, dtype, BOTH)
-    found, absent = {}, {}
-    for name, forward in forwards.items():
-        one = of_loss(name, forward, leaves, BOTH)
-        grad = [lambda forward=forward: torch.autograd.grad(forward(), leaves)]
-        try:
-            seconds = quantiles(graph_seconds(grad, replays=10))
-        except Exception as error:
-            if name == "ours":
-                raise
-            absent[name] = _reason(error)
-            continue
-        found[name] = {
-            "seconds": seconds,
-            "eager_seconds": _repeated(grad[0]),
-            "same_work": True,
-            "share_of_floor": floor.seconds / seconds["p50"],
-            "peak_bytes": peak_bytes(lambda one=one: one.run(None), one.clear),
-            "held_bytes": held_bytes(forward, one.clear),
-            "launches": launches(one),
-        }
-        for leaf in leaves:
-            leaf.grad = None
-    settings = {"operation": "classifier", "loss": "DB", "pass": BOTH, "rows": shape[0], "labels": shape[1]}
-    settings |= {"features": shape[2], "dtype": str(dtype).removeprefix("torch."), "targets": "csr"}
-    least = {"bytes": floor.num_bytes, "flops": floor.num_flops, "seconds": floor.seconds}
-    return new_record(settings | {"variant": "CUDA graph"}, contestants=found, absent=absent, floor=least)
+    yield against_linear(shape, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
 
 
 def three_million(sizes: Sizes) -> Iterator[Record]:
@@ -248,54 +199,6 @@ def three_million(sizes: Sizes) -> Iterator[Record]:
 
 def million(sizes: Sizes) -> Iterator[Record]:
     return in_place_update(sizes.million, ["SGD", "AdamW, state by row"])
-
-
-def in_place_update(shape: tuple[int, int, int], names: list[str]) -> Iterator[Record]:
-    """Training steps and predictions of a classifier of millions of labels, whose gradient never exists as a whole."""
-    dtype = torch.bfloat16
-    updates = {"SGD": lambda: SGDUpdate(0.01), "AdamW, state by row": lambda: AdamWUpdate(0.01, state="row")}
-    num_rows, num_labels, num_features = shape
-    for name in names:
-        problem = make_sparse_problem(num_rows, num_labels)
-        module = LinearBalancedLoss(
-            peers.spec_of(OURS, "DB"), problem.statistics, num_features, update=updates[name](),
-            device=DEVICE, dtype=dtype, impl=IMPL,
-        ).to(DEVICE)  # fmt: skip
-        features = torch.randn(num_rows, num_features, device=DEVICE, dtype=dtype).requires_grad_()
-
-        def step(module=module, features=features, problem=problem) -> None:
-            features.grad = None
-            module(features, problem.sparse).backward()
-
-        peak = peak_bytes(step)
-        own = [*module.parameters(), *module.buffers()]
-        floor = classifier_floor(num_rows, num_labels, num_features, dtype, "update")
-        state = sum(one.nbytes for one in own) - 2 * num_labels * (num_features + 1)
-        floor = Floor(floor.num_bytes + 2 * state, floor.num_flops, dtype)
-        seconds = _repeated(step)
-        entry = {"seconds": seconds, "same_work": True, "peak_bytes": peak}
-        entry |= {"share_of_floor": floor.seconds / seconds["p50"], "launches": None}
-        whole = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None
-        settings = {"operation": "in-place update", "loss": "DB", "pass": "step", "rows": num_rows}
-        settings |= {"labels": num_labels, "features": num_features, "dtype": "bfloat16", "variant": name}
-        top = _repeated(lambda m=module, f=features: predict_topk(f.detach(), m.weight.detach(), m.bias.detach(), 5))
-        yield new_record(
-            settings,
-            contestants={"ours": entry, "ours, top 5 alone": {"seconds": top, "same_work": False}},
-            absent={},
-            floor={"bytes": floor.num_bytes, "flops": floor.num_flops, "seconds": floor.seconds},
-            figures={"all memory at the peak, bytes": whole},
-        )
-        del module, own, step, features
-        gc.collect()
-        if DEVICE.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _repeated(run: Callable[[], object], rounds: int = 7) -> dict[str, float]:
-    one = Contestant("", lambda _: run())
-    elapsed(one)
-    return quantiles([elapsed(one) for _ in range(rounds if DEVICE.type == "cuda" else 2)])
 
 
 def sweep(sizes: Sizes) -> Iterator[Record]:

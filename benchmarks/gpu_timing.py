@@ -9,8 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from contest import Contestant, elapsed, quantiles
 from environment import DEVICE, synchronize
 
+BOTH = "forward and backward"
+# On the CPU Triton's interpreter runs the kernels that a GPU would run.
+IMPL = "auto" if DEVICE.type == "cuda" else "triton"
 _REPLAYS = 25
 # A device that has had nothing to do runs at a low clock, which would falsify small measurements.
 _WARM_SECONDS = 0.3
@@ -114,3 +118,15 @@ def copies(make: Callable[[], torch.Tensor], at_least: int = 4) -> list[torch.Te
     cache = getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 50 << 20)
     number = max(at_least, -(-4 * cache // first.nbytes))
     return [first, *(first.detach().clone().requires_grad_(first.requires_grad) for _ in range(min(number, 64) - 1))]
+
+
+def repeated(run: Callable[[], object], rounds: int = 7) -> dict[str, float]:
+    """The quantiles of a call's time, host and device together."""
+    one = Contestant("", lambda _: run())
+    elapsed(one)
+    return quantiles([elapsed(one) for _ in range(rounds if DEVICE.type == "cuda" else 2)])
+
+
+def reason(error: Exception) -> str:
+    """An error in a line, for a contestant that failed."""
+    return f"{type(error).__name__}: {str(error)[:200]}"
