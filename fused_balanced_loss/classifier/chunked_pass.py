@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
-from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, padded
+from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, padded
 from .products import add_product, product, scaled_product
 
 
@@ -59,6 +59,9 @@ class ChunkedPass:
         most = default_chunk_size(*shape, self.dtype, problem.logits.device)
         size = min(chunk_size, max(num_labels, 1)) if chunk_size else even_chunk_size(most, num_labels)
         self._chunks = LabelChunks(problem, size, first, num_labels)
+        self.may_keep = keeps_gradient(shape[0], num_labels, self.dtype, problem.logits.device)
+        # The gradients of the chunks' logits, and their transposes, from one pass to the next.
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def given(self) -> list[Tensor]:
         """The caller's tensors that a later pass reads again."""
@@ -72,6 +75,7 @@ class ChunkedPass:
         *,
         wants: tuple[bool, bool, bool] = (False, False, False),
         take_gradients: GradientConsumer | None = None,
+        keep: bool = False,
     ) -> tuple[Tensor, Gradients]:
         """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
 
@@ -81,6 +85,7 @@ class ChunkedPass:
             wants: whether the gradients of features, weight and bias are wanted.
             take_gradients: gets the gradients of weight and bias chunk by chunk, unscaled, so that they never exist
                 whole.
+            keep: keeps the gradient of the logits for the next pass, which then makes gradients alone: its loss is 0.
         """
         features, weight = features.detach().to(self.dtype), weight.detach()
         exact, size = compute_dtype(self.dtype), self._chunks.size
@@ -89,9 +94,8 @@ class ChunkedPass:
         # bytes, in the last chunk too, so that accesses of 16 bytes hold at any number of labels.
         weights = _Weights(weight, size, self.dtype)
         biases = None if bias is None else bias.detach().to(self.dtype).split(size)
-        buffer = features.new_empty(len(features), min(size, padded(len(weight))))
-        logits_of = {width: buffer[:, :width] for width in {rows.stop - rows.start for rows in self._chunks.rows}}
-        transposed = {width: logits.t() for width, logits in logits_of.items()}
+        kept, self._kept = self._kept, []
+        chunks = kept or self._memory(features, len(weight), whole=keep)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
         d_weight = d_bias = None
         d_weights: Sequence[Tensor] = ()
@@ -114,17 +118,18 @@ class ChunkedPass:
         for number, problem in enumerate(self._chunks):
             rows = self._chunks.rows[number]
             w, w_t = weights.chunk(number)
-            logits, logits_t = logits_of[len(w)], transposed[len(w)]
-            if biases is None:
-                torch.mm(features, w_t, out=logits)
-            else:
-                torch.addmm(biases[number], features, w_t, out=logits)
-            problem = problem._replace(logits=logits)
-            if not any(wants):
-                losses.append(self.backend.value(problem, "sum", 1.0))
-                continue
-            value, _ = self.backend.value_and_gradient(problem, 1.0, out=logits)
-            losses.append(value)
+            logits, logits_t = chunks[number]
+            if not kept:
+                if biases is None:
+                    torch.mm(features, w_t, out=logits)
+                else:
+                    torch.addmm(biases[number], features, w_t, out=logits)
+                problem = problem._replace(logits=logits)
+                if not (keep or any(wants)):
+                    losses.append(self.backend.value(problem, "sum", 1.0))
+                    continue
+                value, _ = self.backend.value_and_gradient(problem, 1.0, out=logits)
+                losses.append(value)
             # This product comes before the weight's rows may change.
             if d_features is not None:
                 add_product(d_features, logits, w)
@@ -136,11 +141,29 @@ class ChunkedPass:
                 torch.sum(logits, 0, dtype=exact, out=d_biases[number])
             if d_weight is not None:
                 scaled_product(d_weights[number], logits_t, features, scale)
+        if keep:
+            self._kept = chunks
         if len(losses) == 1:
             loss = losses[0]
         else:
             loss = torch.stack(losses).sum() if losses else features.new_zeros((), dtype=exact)
         return loss * self.scale, Gradients(d_features, d_weight, d_bias)
+
+    def _memory(self, features: Tensor, num_labels: int, whole: bool) -> list[tuple[Tensor, Tensor]]:
+        """Memory for the logits [N, b] of each chunk, and their transposes; ``whole``: the chunks do not share it."""
+        rows = self._chunks.rows
+        if not rows:
+            return []
+        width = min(self._chunks.size, padded(num_labels))
+        if whole:
+            memory = features.new_empty(len(rows), len(features), width)
+            found = list(zip(memory.unbind(), memory.transpose(1, 2).unbind(), strict=True))
+        else:
+            logits = features.new_empty(len(features), width)
+            found = [(logits, logits.t())] * len(rows)
+        last = found[-1][0][:, : rows[-1].stop - rows[-1].start]
+        found[-1] = last, last.t()
+        return found
 
 
 class _Weights:

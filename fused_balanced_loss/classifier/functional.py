@@ -61,8 +61,9 @@ def linear_balanced_loss(
         gradient: ``"forward"`` makes the gradients in the pass that computes the loss, and keeps them;
             ``"backward"`` computes each chunk's logits again. ``"auto"``: forward.
         update: an in-place optimizer that changes weight and bias in the backward, chunk by chunk; they get no
-            gradient. Each backward is one step. Weight and bias that do not require grad stay as they are. Under
-            torch.compile the graph breaks here.
+            gradient. Each backward is one step. Weight and bias that do not require grad stay as they are. The backward
+            makes each chunk's logits again, but where the gradient of all logits takes no more memory than a chunk may
+            (128 MiB on a GPU, 12 on a CPU) it is kept from the forward. Under torch.compile the graph breaks here.
 
     Returns:
         float32 (float64 for float64 features), no dimensions. Products accumulate in float32; factor and upstream

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_balanced_loss import (
+    AdamWUpdate,
     LabelStatistics,
     LinearBalancedLoss,
     LossSpec,
@@ -109,13 +110,64 @@ def test_autocast_adds_one_operator_for_each_conversion(monkeypatch):
     assert sum(found.values()) <= 10, found
 
 
-@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
-def test_an_update_takes_no_more_operators_of_the_classifier(rounding, monkeypatch):
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_update_takes_no_more_operators_of_the_classifier(keep, monkeypatch):
     monkeypatch.setattr(chunked_pass, "select", lambda impl, problem: StubLoss())
-    found = of_a_chunk(targets="csr", update=lambda: SGDUpdate(0.1, rounding=rounding))
-    # Two passes: logits twice, two products, the bias's gradient. What the update itself takes comes on top.
-    ours = ("aten.addmm.out", "aten.addmm_.default", "aten.mm.out", "aten.sum.dim_IntList")
-    assert sum(found.get(name, 0) for name in ours) <= 5, found
+    monkeypatch.setattr(chunked_pass, "keeps_gradient", lambda *arguments: keep)
+    found = of_a_chunk(targets="csr", update=lambda: SGDUpdate(0.1))
+    # The logits, twice unless their gradient is kept; two products; the bias's gradient. The update comes on top.
+    ours = {"aten.addmm.out": 1 if keep else 2, "aten.addmm_.default": 1, "aten.mm.out": 1, "aten.sum.dim_IntList": 1}
+    assert {name: found.get(name) for name in ours} == ours
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 7, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_that_keeps_the_gradient_steps_as_one_that_makes_it_again(dtype, chunk_size, bias, monkeypatch):
+    results = []
+    for keep in (True, False):
+        monkeypatch.setattr(chunked_pass, "keeps_gradient", lambda *arguments, keep=keep: keep)
+        torch.manual_seed(0)
+        statistics = LabelStatistics.from_counts(torch.arange(37) + 1, 100)
+        module = LinearBalancedLoss(
+            DB, statistics, 8, update=AdamWUpdate(0.1), bias=bias, dtype=dtype, chunk_size=chunk_size
+        )
+        features = torch.randn(5, 8, dtype=dtype).requires_grad_()
+        targets = SparseTargets.from_lists([[k, k + 20] for k in range(5)], 37)
+        losses = []
+        for step in range(3):
+            features.grad = None
+            loss = module(features * (step + 1), targets)
+            losses.append(loss.detach())
+            # Another call between a forward and its backward must not take what was kept.
+            module(features, targets)
+            loss.backward(torch.tensor(0.5))
+        results.append([torch.stack(losses), features.grad, *(part.detach() for part in module.parameters())])
+    # The logits lie elsewhere, so that a product may take another path.
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-6)
+
+
+def test_what_is_kept_is_given_back_after_the_backward():
+    statistics = LabelStatistics.from_counts(torch.arange(37) + 1, 100)
+    module = LinearBalancedLoss(DB, statistics, 8, update=SGDUpdate(0.1), chunk_size=16)
+    targets = SparseTargets.from_lists([[1], [30]], 37)
+    loss = module(torch.randn(2, 8), targets)
+    chunked = loss.grad_fn.chunked
+    kept = chunked._kept
+    assert [logits.shape for logits, _ in kept] == [(2, 16), (2, 16), (2, 5)]
+    loss.backward(retain_graph=True)
+    assert chunked._kept == []
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_more_is_kept_than_a_chunk_takes():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert label_chunks.keeps_gradient(32, 18_211, torch.float32, cpu)
+    assert not label_chunks.keeps_gradient(128, 32_768, torch.float32, cpu)
+    assert label_chunks.keeps_gradient(64, 1_000_000, torch.bfloat16, gpu)
+    assert not label_chunks.keeps_gradient(64, 3_000_000, torch.bfloat16, gpu)
 
 
 def test_one_chunk_is_not_cut(monkeypatch):
