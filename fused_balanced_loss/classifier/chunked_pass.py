@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
-from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, padded
+from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, row_stride
 from .products import add_product, product, scaled_product
 
 
@@ -59,7 +59,8 @@ class ChunkedPass:
         most = default_chunk_size(*shape, self.dtype, problem.logits.device)
         size = min(chunk_size, max(num_labels, 1)) if chunk_size else even_chunk_size(most, num_labels)
         self._chunks = LabelChunks(problem, size, first, num_labels)
-        self.may_keep = keeps_gradient(shape[0], num_labels, self.dtype, problem.logits.device)
+        num_columns = len(self._chunks.rows) * row_stride(size)
+        self.may_keep = keeps_gradient(shape[0], num_columns, self.dtype, problem.logits.device)
         # The gradients of the chunks' logits, and their transposes, from one pass to the next.
         self._kept: list[tuple[Tensor, Tensor]] = []
 
@@ -90,12 +91,11 @@ class ChunkedPass:
         features, weight = features.detach().to(self.dtype), weight.detach()
         exact, size = compute_dtype(self.dtype), self._chunks.size
         want_features, want_weight, want_bias = wants
-        # All views are made before the loop: each would be an operator for each chunk. Rows of logits are whole 256
-        # bytes, in the last chunk too, so that accesses of 16 bytes hold at any number of labels.
+        # All views are made before the loop: each would be an operator for each chunk.
         weights = _Weights(weight, size, self.dtype)
         biases = None if bias is None else bias.detach().to(self.dtype).split(size)
         kept, self._kept = self._kept, []
-        chunks = kept or self._memory(features, len(weight), whole=keep)
+        chunks = kept or self._memory(features, whole=keep)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
         d_weight = d_bias = None
         d_weights: Sequence[Tensor] = ()
@@ -149,20 +149,23 @@ class ChunkedPass:
             loss = torch.stack(losses).sum() if losses else features.new_zeros((), dtype=exact)
         return loss * self.scale, Gradients(d_features, d_weight, d_bias)
 
-    def _memory(self, features: Tensor, num_labels: int, whole: bool) -> list[tuple[Tensor, Tensor]]:
+    def _memory(self, features: Tensor, whole: bool) -> list[tuple[Tensor, Tensor]]:
         """Memory for the logits [N, b] of each chunk, and their transposes; ``whole``: the chunks do not share it."""
-        rows = self._chunks.rows
+        rows, size = self._chunks.rows, self._chunks.size
         if not rows:
             return []
-        width = min(self._chunks.size, padded(num_labels))
-        if whole:
-            memory = features.new_empty(len(rows), len(features), width)
+        stride = row_stride(size)
+        if whole and len(rows) > 1:
+            memory = features.new_empty(len(rows), len(features), stride)[:, :, :size]
             found = list(zip(memory.unbind(), memory.transpose(1, 2).unbind(), strict=True))
         else:
-            logits = features.new_empty(len(features), width)
+            logits = features.new_empty(len(features), stride)
+            logits = logits if stride == size else logits[:, :size]
             found = [(logits, logits.t())] * len(rows)
-        last = found[-1][0][:, : rows[-1].stop - rows[-1].start]
-        found[-1] = last, last.t()
+        rest = rows[-1].stop - rows[-1].start
+        if rest < size:
+            last = found[-1][0][:, :rest]
+            found[-1] = last, last.t()
         return found
 
 

@@ -39,11 +39,14 @@ class StubLoss:
 
     def __init__(self):
         self.result = torch.zeros(())
+        self.logits = []
 
     def value(self, problem, reduction, scale):
+        self.logits.append(problem.logits)
         return self.result
 
     def value_and_gradient(self, problem, scale, out):
+        self.logits.append(out)
         return self.result, out
 
     def scale_gradient(self, gradient, upstream):
@@ -189,6 +192,20 @@ def test_chunks_are_aligned_at_any_batch(num_rows):
         for part in (chunk.targets.crow, chunk.targets.col, chunk.labels.bias, chunk.labels.inverse_frequency):
             assert (part.data_ptr() - part.untyped_storage().data_ptr()) % 16 == 0
         assert chunk.targets.crow.stride() == (1,)
+
+
+@pytest.mark.parametrize("update", [False, True])
+@pytest.mark.parametrize(("num_labels", "chunk_size"), [(18_211, None), (300, 128), (300, 150), (131, None)])
+def test_rows_of_logits_are_whole_256_bytes(num_labels, chunk_size, update, monkeypatch):
+    """An odd number of labels would keep the library's products in half precision from moving 16 bytes at once."""
+    stub = StubLoss()
+    monkeypatch.setattr(chunked_pass, "select", lambda impl, problem: stub)
+    statistics = LabelStatistics.from_counts(torch.arange(num_labels) % 90 + 1, 100)
+    made = SGDUpdate(0.1) if update else None
+    module = LinearBalancedLoss(DB, statistics, 8, update=made, chunk_size=chunk_size, dtype=torch.bfloat16)
+    module(torch.randn(5, 8, dtype=torch.bfloat16), SparseTargets.from_lists([[1]] * 5, num_labels)).backward()
+    assert sum(logits.shape[1] for logits in stub.logits) == num_labels
+    assert all(logits.stride(0) % 128 == 0 and logits.data_ptr() % 16 == 0 for logits in stub.logits)
 
 
 @pytest.mark.parametrize(("num_labels", "size"), [(0, 1), (1, 1), (128, 128), (500, 500), (513, 384), (1100, 384)])
