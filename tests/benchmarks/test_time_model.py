@@ -52,6 +52,34 @@ def test_the_classifier_is_above_its_floor_and_fewer_kernels_take_less(models, n
         assert seconds[0] <= 2 * max(classifier.floor(one, gpu).values()) < small
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"launch": 1.5e-6},
+        {"launch": 4e-6},
+        {"latency": 0.0},
+        {"latency": 3e-6},
+        {"cache": 0.3},
+        {"cache": 1.0},
+        {"tensor": 0.55},
+        {"tensor": 0.85},
+    ],
+    ids=str,
+)
+def test_the_decisions_hold_for_other_assumptions(models, other, monkeypatch):
+    classifier, time, gpus = models
+    for module in (classifier, time):
+        monkeypatch.setattr(module, "ASSUMED", time.ASSUMED._replace(**other))
+    for shape in SWEEP[1:]:
+        for name in ("H100", "H200"):
+            one, gpu = classifier.Classifier(*shape), gpus[name]
+            separate, epilogue = (
+                time.total(classifier.classifier_kernels(one, gpu, how=how), gpu) for how in classifier.WAYS[:2]
+            )
+            assert 1 - epilogue / separate < 0.15
+            assert separate < time.total(classifier.classifier_kernels(one, gpu, 32 << 20), gpu)
+
+
 @pytest.mark.parametrize("shape", [*SWEEP, (4096, 18_211), (4096, 131_072), (1, 3_000_000)])
 def test_chunks_are_those_of_the_package(models, shape):
     one = models[0].Classifier(*shape)

@@ -15,6 +15,7 @@ from fused_balanced_loss import (
     SparseTargets,
     linear_balanced_loss,
 )
+from fused_balanced_loss.backends import device
 from fused_balanced_loss.backends.problem import LabelConstants, Problem
 from fused_balanced_loss.classifier import chunked_pass, label_chunks, products
 
@@ -247,6 +248,11 @@ def test_products_into_float32_are_called_as_a_gpu_takes_them(dtype, monkeypatch
         products.add_product(out, a, b)
         products.scaled_product(out, a, b, 0.5)
     assert counter.counts == {"aten.mm.dtype_out": 1, "aten.addmm.dtype_out": 2}
+
+
+def test_this_pytorch_has_the_products_of_a_gpu():
+    assert device.multiplies_into_float32(torch.device("cuda"))
+    assert not device.multiplies_into_float32(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
