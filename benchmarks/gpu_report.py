@@ -40,7 +40,7 @@ from report_jobs import Job, Outcome, run_jobs  # noqa: E402
 # The tests that compute on the device. Losses and shapes that no other test has; the rest was run without a GPU, on the
 # same machine code.
 TESTS = [
-    "test_losses.py", "test_edges.py", "classifier/test_linear_loss.py", "classifier/test_operators_per_chunk.py",
+    "test_losses.py", "test_edges.py", "classifier/test_linear_loss.py",
     "optim/test_classifier_update.py", "classifier/test_prediction.py", "test_modules.py",
 ]  # fmt: skip
 # What needs no kernel of the device.

@@ -20,7 +20,11 @@ def record_text(record: Record, path: Path) -> str:
         if name in expected:
             shown.append(f"predicted {_beside(median, expected[name])}")
         if "eager_seconds" in one:
-            shown.append(f"eager {seconds_text(one['eager_seconds']['p50'])}")
+            eager = one["eager_seconds"]["p50"]
+            shown.append(f"eager {seconds_text(eager)}")
+            if name in expected and expected[name].host is not None:
+                longer = max(expected[name].host, expected[name].seconds)
+                shown.append(f"predicted {_beside(eager, expected[name]._replace(seconds=longer))}")
         shown += [f"of the floor {share}"] * bool(share) + [f"peak {peak}"] * bool(peak)
         lines.append(f"  {name}: {', '.join(shown)}")
     lines += [f"  {name}: absent, {reason}" for name, reason in (record.get("absent") or {}).items()]

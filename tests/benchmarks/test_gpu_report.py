@@ -164,7 +164,11 @@ def test_measured_stands_beside_predicted(gpu_report):
     text = record_text(record, Path("some.json"))
     expected = predict_logits(gpu_report_gpus()["H200"], 1024, 18_211)
     assert f"measured / predicted {4e-5 / expected.seconds:.2f}" in text and expected.reason in text
-    assert text.count("predicted") == 2 and "third: absent, not here" in text
+    assert text.count(" predicted ") == 2 and "third: absent, not here" in text
+    record["contestants"]["ours"]["eager_seconds"] = seconds
+    text = record_text(record, Path("some.json"))
+    longer = max(expected.seconds, expected.host)
+    assert f"eager 40 us, predicted {longer * 1e6:.3g} us (measured / predicted {4e-5 / longer:.2f})" in text
     record["device"]["name"] = "Some GPU"
     assert "predicted" not in record_text(record, Path("some.json"))
 
