@@ -1,31 +1,34 @@
-"""What ``gpu_report.py`` measures, the most important first. Each function yields its records one by one."""
+"""What ``gpu_report.py`` measures, the most valuable first. Each function yields its records one by one.
+
+python benchmarks/gpu_measurements.py NAME FOLDER        # one measurement; its records go into FOLDER
+"""
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import peers
 import torch
-import torch.nn.functional as F
-from contest import Contestant, elapsed, launches, of_loss, quantiles
+from contest import Contestant, launches, quantiles
 from environment import DEVICE, copy_bandwidth, matmul_rate
-from floors import Floor, classifier_floor, logits_floor
-from gpu_timing import copies, graph_seconds, host_seconds, host_synchronisations
+from floors import logits_floor
+from gpu_classifier import against_linear, in_place_update
+from gpu_timing import BOTH, IMPL, copies, graph_seconds, host_seconds, host_synchronisations, reason, repeated
+from kernel_profile import profile_kernels
 from memory import held_bytes, peak_bytes
 from peers import COMPILED, EAGER, OURS, PLAIN, TIMM_DB
-from problems import make_classifier, make_problem, make_sparse_problem
-from records import Record, new_record
+from problems import make_problem
+from records import Record, new_record, write_record
+from report_text import record_text
 from torch import Tensor
 
-from fused_balanced_loss import LinearBalancedLoss, balanced_loss, linear_balanced_loss
-from fused_balanced_loss.classifier.prediction import predict_topk
-from fused_balanced_loss.optim.update import AdamWUpdate, SGDUpdate
-
-BOTH = "forward and backward"
-# On the CPU Triton's interpreter runs the kernels that a GPU would run.
-IMPL = "auto" if DEVICE.type == "cuda" else "triton"
+from fused_balanced_loss import balanced_loss
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ LARGE = Sizes(
     small_batch=(32, 18_211),
     sweep=((32, 90), (1024, 90), (1024, 1000), (1, 18_211), (256, 18_211), (32, 131_072), (256, 131_072),
            (128, 670_091)),
-    classifier=((128, 670_091, 768), (32, 18_211, 768), (1024, 18_211, 768)),
+    classifier=((128, 670_091, 768), (32, 18_211, 768), (128, 131_072, 768)),
     million=(128, 1_000_000, 768),
     three_million=(64, 3_000_000, 768),
 )  # fmt: skip
@@ -95,10 +98,17 @@ def logits_on_device(
     for name in names:
         if name in absent:
             continue
-        function = peers.make_loss(name, problem, loss, form=form, impl=IMPL)
-        # A graph keeps all buffers of the formula, so the others run over two inputs only.
-        runs = _loss_runs(function, buffers if name == OURS else buffers[:2])
-        seconds = quantiles(graph_seconds(runs))
+        try:
+            function = peers.make_loss(name, problem, loss, form=form, impl=IMPL)
+            # A graph keeps all buffers of the formula, so the others run over two inputs only.
+            runs = _loss_runs(function, buffers if name == OURS else buffers[:2])
+            seconds = quantiles(graph_seconds(runs))
+        except Exception as error:
+            if name == OURS:
+                raise
+            # A peer that fails must not cost our figures.
+            absent[name] = reason(error)
+            continue
         one = Contestant(name, lambda _, runs=runs: runs[0]())
         found[name] = {
             "seconds": seconds,
@@ -117,128 +127,78 @@ def logits_on_device(
     )
 
 
-def streaming(sizes: Sizes) -> Iterator[Record]:
-    """The one-pass kernel at sizes where memory bounds it, against the formula, eager and compiled."""
-    for shape in sizes.streaming:
-        for dtype in (torch.bfloat16, torch.float32):
-            names = [OURS, EAGER, COMPILED, TIMM_DB, PLAIN] if shape == sizes.streaming[0] else [OURS, COMPILED]
-            yield logits_on_device(shape, dtype, "csr", names)
-            gc.collect()
-
-
-def small_batch(sizes: Sizes) -> Iterator[Record]:
-    """The paper's batch size: a replayed graph, and the host's work in an eager call."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for form in ("csr", "uint8"):
-            names = _names(sizes, OURS, EAGER, COMPILED, TIMM_DB, PLAIN)
-            yield logits_on_device(sizes.small_batch, dtype, form, names)
+def host_time(sizes: Sizes) -> Iterator[Record]:
+    """The host's work in an eager call at the paper's batch size, and the time of the whole call."""
     problem = make_problem(*sizes.small_batch, torch.bfloat16)
     spec = peers.spec_of(OURS, "DB")
 
     def call() -> Tensor:
         return balanced_loss(problem.logits, problem.sparse, spec, problem.statistics, impl=IMPL)
 
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(call(), problem.logits)
+
     loss_only = Contestant("forward", lambda _: call())
     backward = Contestant("backward", lambda loss: torch.autograd.grad(loss, problem.logits), call)
     figures = {
+        "host time, forward, seconds": host_seconds(call),
+        "host time, both, seconds": host_seconds(both),
+        "eager call, both, seconds": repeated(both)["p50"],
         "launches, forward": launches(loss_only),
         "launches, backward": launches(backward),
         "host synchronisations, forward": host_synchronisations(call),
-        "host synchronisations, both": host_synchronisations(lambda: torch.autograd.grad(call(), problem.logits)),
-        "host time, both, seconds": host_seconds(lambda: torch.autograd.grad(call(), problem.logits)),
+        "host synchronisations, both": host_synchronisations(both),
     }
     settings = {"operation": "device", "variant": "host, launches", "rows": sizes.small_batch[0]}
     yield new_record(settings | {"labels": sizes.small_batch[1], "dtype": "bfloat16"}, figures=figures)
 
 
-def classifier(sizes: Sizes) -> Iterator[Record]:
-    """The fused classifier and loss in bf16, against F.linear followed by a loss over its logits."""
-    for shape in sizes.classifier:
-        yield _classifier(shape, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
-        gc.collect()
-
-
-def _classifier(shape: tuple[int, int, int], dtype: torch.dtype) -> Record:
-    problem = make_problem(*shape[:2], dtype)
-    x, w, b = leaves = make_classifier(*shape, dtype)
-    spec, y, statistics = peers.spec_of(OURS, "DB"), problem.sparse, problem.statistics
-    formula = peers.make_loss(EAGER, problem, "DB")
-    forwards: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: linear_balanced_loss(x, w, b, y, spec, statistics, impl=IMPL),
-        "F.linear + our loss": lambda: balanced_loss(F.linear(x, w, b), y, spec, statistics, impl=IMPL),
-        "F.linear + formula, eager": lambda: formula(F.linear(x, w, b)),
-    }
-    floor = classifier_floor(*shape, dtype, BOTH)
-    found = {}
-    for name, forward in forwards.items():
-        one = of_loss(name, forward, leaves, BOTH)
-        grad = [lambda forward=forward: torch.autograd.grad(forward(), leaves)]
-        seconds = quantiles(graph_seconds(grad, replays=10))
-        found[name] = {
-            "seconds": seconds,
-            "same_work": True,
-            "share_of_floor": floor.seconds / seconds["p50"],
-            "peak_bytes": peak_bytes(lambda one=one: one.run(None), one.clear),
-            "held_bytes": held_bytes(forward, one.clear),
-            "launches": launches(one),
-        }
-        for leaf in leaves:
-            leaf.grad = None
-    settings = {"operation": "classifier", "loss": "DB", "pass": BOTH, "rows": shape[0], "labels": shape[1]}
-    settings |= {"features": shape[2], "dtype": str(dtype).removeprefix("torch."), "targets": "csr"}
-    least = {"bytes": floor.num_bytes, "flops": floor.num_flops, "seconds": floor.seconds}
-    return new_record(settings | {"variant": "CUDA graph"}, contestants=found, absent={}, floor=least)
-
-
-def in_place_update(sizes: Sizes) -> Iterator[Record]:
-    """Training steps and predictions of a classifier of millions of labels, whose gradient never exists as a whole."""
-    dtype = torch.bfloat16
-    updates = {"SGD": lambda: SGDUpdate(0.01), "AdamW, state by row": lambda: AdamWUpdate(0.01, state="row")}
-    for shape, names in ((sizes.three_million, ["SGD"]), (sizes.million, list(updates))):
-        for name in names:
-            num_rows, num_labels, num_features = shape
-            problem = make_sparse_problem(num_rows, num_labels)
-            module = LinearBalancedLoss(
-                peers.spec_of(OURS, "DB"), problem.statistics, num_features, update=updates[name](),
-                device=DEVICE, dtype=dtype, impl=IMPL,
-            ).to(DEVICE)  # fmt: skip
-            features = torch.randn(num_rows, num_features, device=DEVICE, dtype=dtype).requires_grad_()
-
-            def step(module=module, features=features, problem=problem) -> None:
-                features.grad = None
-                module(features, problem.sparse).backward()
-
-            peak = peak_bytes(step)
-            own = [*module.parameters(), *module.buffers()]
-            floor = classifier_floor(num_rows, num_labels, num_features, dtype, "update")
-            state = sum(one.nbytes for one in own) - 2 * num_labels * (num_features + 1)
-            floor = Floor(floor.num_bytes + 2 * state, floor.num_flops, dtype)
-            seconds = _repeated(step)
-            entry = {"seconds": seconds, "same_work": True, "peak_bytes": peak}
-            entry |= {"share_of_floor": floor.seconds / seconds["p50"], "launches": None}
-            whole = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None
-            settings = {"operation": "in-place update", "loss": "DB", "pass": "step", "rows": num_rows}
-            settings |= {"labels": num_labels, "features": num_features, "dtype": "bfloat16", "variant": name}
-            top = _repeated(
-                lambda m=module, f=features: predict_topk(f.detach(), m.weight.detach(), m.bias.detach(), 5)
-            )
-            yield new_record(
-                settings,
-                contestants={"ours": entry, "ours, top 5 alone": {"seconds": top, "same_work": False}},
-                absent={},
-                floor={"bytes": floor.num_bytes, "flops": floor.num_flops, "seconds": floor.seconds},
-                figures={"all memory at the peak, bytes": whole},
-            )
-            del module, own, step, features
+def one_pass(sizes: Sizes) -> Iterator[Record]:
+    """The one-pass kernel at sizes where memory bounds it."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in sizes.streaming:
+            yield logits_on_device(shape, dtype, "csr", [OURS])
             gc.collect()
-            if DEVICE.type == "cuda":
-                torch.cuda.empty_cache()
 
 
-def _repeated(run: Callable[[], object], rounds: int = 7) -> dict[str, float]:
-    one = Contestant("", lambda _: run())
-    elapsed(one)
-    return quantiles([elapsed(one) for _ in range(rounds if DEVICE.type == "cuda" else 2)])
+def small_batch(sizes: Sizes) -> Iterator[Record]:
+    """The paper's batch size in a replayed graph."""
+    for form in ("csr", "uint8"):
+        yield logits_on_device(sizes.small_batch, torch.bfloat16, form, [OURS])
+
+
+def peers_one_pass(sizes: Sizes) -> Iterator[Record]:
+    """The one-pass kernel against the formula, eager and compiled, and others. The records take the place of
+    ``one_pass``."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in sizes.streaming:
+            first = shape == sizes.streaming[0]
+            yield logits_on_device(
+                shape, dtype, "csr", [OURS, EAGER, COMPILED, TIMM_DB, PLAIN] if first else [OURS, COMPILED]
+            )
+            gc.collect()
+
+
+def peers_small_batch(sizes: Sizes) -> Iterator[Record]:
+    """The paper's batch size against others. The records take the place of ``small_batch``."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for form in ("csr", "uint8"):
+            names = _names(sizes, OURS, EAGER, COMPILED, TIMM_DB, PLAIN)
+            yield logits_on_device(sizes.small_batch, dtype, form, names)
+
+
+def classifier(number: int, sizes: Sizes) -> Iterator[Record]:
+    """The fused classifier and loss in bf16, against F.linear followed by a loss over its logits."""
+    shape = sizes.classifier[min(number, len(sizes.classifier) - 1)]
+    yield against_linear(shape, torch.bfloat16 if DEVICE.type == "cuda" else torch.float32)
+
+
+def three_million(sizes: Sizes) -> Iterator[Record]:
+    return in_place_update(sizes.three_million, ["SGD"])
+
+
+def million(sizes: Sizes) -> Iterator[Record]:
+    return in_place_update(sizes.million, ["SGD", "AdamW, state by row"])
 
 
 def sweep(sizes: Sizes) -> Iterator[Record]:
@@ -251,4 +211,43 @@ def sweep(sizes: Sizes) -> Iterator[Record]:
     yield logits_on_device(sizes.streaming[0], torch.bfloat16, "uint8", [OURS])
 
 
-MEASUREMENTS = [ceilings, streaming, small_batch, classifier, in_place_update, sweep]
+def kernel_profile(sizes: Sizes) -> Iterator[Record]:
+    """What ncu reads of the one-pass kernel."""
+    figures = profile_kernels() if DEVICE.type == "cuda" else {"ncu": "no GPU"}
+    yield new_record({"operation": "device", "variant": "ncu"}, figures=figures)
+
+
+class Measurement(NamedTuple):
+    """A function of the sizes, and the seconds that it may take."""
+
+    function: Callable[[Sizes], Iterator[Record]]
+    seconds: float
+
+
+# The most valuable first: what time is left for decides how far a report comes.
+MEASUREMENTS = {
+    "host time": Measurement(host_time, 45),
+    "one pass": Measurement(one_pass, 60),
+    "small batch": Measurement(small_batch, 45),
+    "classifier, 670,091 labels": Measurement(partial(classifier, 0), 60),
+    "classifier, 18,211 labels": Measurement(partial(classifier, 1), 45),
+    "classifier, 131,072 labels": Measurement(partial(classifier, 2), 45),
+    "three million labels": Measurement(three_million, 60),
+    "ceilings": Measurement(ceilings, 30),
+    "ncu": Measurement(kernel_profile, 60),
+    "peers, one pass": Measurement(peers_one_pass, 100),
+    "peers, small batch": Measurement(peers_small_batch, 100),
+    "a million labels": Measurement(million, 60),
+    "sweep": Measurement(sweep, 100),
+}
+
+
+def main() -> None:
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    for record in MEASUREMENTS[name].function(LARGE if DEVICE.type == "cuda" else SMALL):
+        path = write_record(folder, record)
+        print(record_text(record, path), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,29 +1,30 @@
-"""All that needs a GPU, in one run: the tests, then the measurements, the most important first, then the report.
+"""All that needs a GPU, in one run of at most nine minutes, the most valuable first.
 
-    python benchmarks/gpu_report.py [--seconds 530] [--output FOLDER]
+    python benchmarks/gpu_report.py [--minutes 9] [--output FOLDER]
 
-It needs torch, Triton and NumPy, no network and no installation. The report's tables need pandas and tabulate; without
-them the figures are printed as plain text, and ``report.py`` makes the tables later, on any machine. Each record is
-written as soon as it is there. A measurement that fails is recorded and the others go on; one for which no time is left
-is named. On a CPU the same code runs at small sizes with Triton's interpreter.
+It needs torch, Triton and NumPy, no network and no installation; pytest for the tests. First the eight losses are
+checked against float64, by as many processes as there are cores, which so compile all kernels side by side. Then come
+the measurements and the tests, in the order of their value. Each is a process of its own with a time limit: what fails
+or hangs is named, and the next one begins with a device of its own. When the time is nearly over, the rest is dropped
+and named. Each record is written as soon as it is there, and printed beside what ``predictions.py`` expects.
+
+The report's tables need pandas and tabulate; without them ``report.py`` makes the tables later, on any machine. On a
+CPU the same code runs at small sizes with Triton's interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks"
 sys.path[:0] = [str(ROOT)]
 if not torch.cuda.is_available():
     # Triton reads this when it is imported. The sizes keep the calibration from taking minutes.
@@ -32,155 +33,86 @@ if not torch.cuda.is_available():
     os.environ.setdefault("BENCHMARK_MATMUL_SIZE", "128")
 
 from environment import DEVICE, device, device_text, versions  # noqa: E402
-from gpu_measurements import LARGE, MEASUREMENTS, SMALL  # noqa: E402
-from quantities import bytes_text, seconds_text, share_text  # noqa: E402
-from records import Record, contestants_of, default_folder, new_record, title, write_record  # noqa: E402
+from gpu_measurements import MEASUREMENTS  # noqa: E402
+from records import default_folder, new_record, write_record  # noqa: E402
+from report_jobs import Job, Outcome, run_jobs  # noqa: E402
 
-# The tests that compute on the device, and the seconds that they may take together.
+# The tests that compute on the device. Losses and shapes that no other test has; the rest was run without a GPU, on the
+# same machine code.
 TESTS = [
-    "test_losses.py", "test_edges.py", "classifier/test_linear_loss.py", "optim/test_classifier_update.py",
-    "classifier/test_prediction.py", "test_modules.py", "backends/test_compile.py",
+    "test_losses.py", "test_edges.py", "classifier/test_linear_loss.py",
+    "optim/test_classifier_update.py", "classifier/test_prediction.py", "test_modules.py",
 ]  # fmt: skip
+# What needs no kernel of the device.
+NOT_THESE = "not compile and not cpp and not eager"
 TESTS_ON_CPU = ["test_spec.py"]
-TESTS_SECONDS = 180
-NCU_METRICS = {
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "memory, % of peak",
-    "sm__inst_executed_pipe_xu.avg.pct_of_peak_sustained_active": "special functions, % of peak",
-    "sm__inst_issued.avg.pct_of_peak_sustained_active": "issue slots, % of peak",
-    "gpu__time_duration.sum": "time, ns",
-}
+COMPILE_TESTS = ["backends/test_compile.py"]
+TESTS_AFTER = "three million labels"
+CHECK_SECONDS, TESTS_SECONDS, COMPILE_TESTS_SECONDS = 110, 150, 90
+# For the report at the end.
+RESERVE_SECONDS = 10
 
 
-class OutOfTimeError(Exception):
-    """The time given is over."""
+def _python(*arguments: object, **variables: str) -> tuple[Sequence[str], dict[str, str]]:
+    """A process of this Python, which finds the package, the benchmarks and what the caller's PYTHONPATH has."""
+    path = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return [sys.executable, *map(str, arguments)], {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
 
 
-@contextlib.contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTimeError inside the block when it has run for ``seconds``."""
-
-    def stop(*_: object) -> None:
-        raise OutOfTimeError(f"stopped after {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+def tests_job(name: str, files: Sequence[str], processes: int, seconds: float, *options: str) -> Job:
+    """The tests of some files, spread over processes."""
+    paths = [ROOT / "tests" / file for file in files]
+    base = ["-m", "pytest", *paths, "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "share_of_tests"]
+    base += ["--rootdir", ROOT, "--maxfail=20", "--tb=short", *options]
+    return Job(name, [_python(*base, SHARE_OF_TESTS=f"{k}/{processes}") for k in range(processes)], seconds, 20)
 
 
-def run_tests(files: list[str], seconds: float) -> dict[str, object]:
-    """Runs test files in a process of their own, and returns the exit status, the last line and the failed tests."""
-    command = [sys.executable, "-m", "pytest", *files, "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-    command += ["--maxfail=20", "--tb=short"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(seconds, 1)
-        )
-    except subprocess.TimeoutExpired as error:
-        shown = error.stdout or b""
-        text = shown.decode(errors="replace") if isinstance(shown, bytes) else shown
-        return {"exit status": f"none after {seconds:.0f} s", "closing line": text[-300:]}
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"exit status": done.returncode, "closing line": lines[-1] if lines else "", "failed": failed}
-
-
-def profile_kernels(seconds: float) -> dict[str, object]:
-    """The figures that ncu reads for the one-pass kernel, or the reason why it gave none."""
-    ncu = shutil.which("ncu")
-    if ncu is None:
-        return {"ncu": "absent"}
-    code = (
-        "import sys; sys.path[:0] = ['benchmarks', '.']; import torch, peers; from problems import make_problem\n"
-        "for dtype in (torch.bfloat16, torch.float32):\n"
-        "    p = make_problem(1024, 18_211, dtype)\n"
-        "    f = peers.make_loss(peers.OURS, p, 'DB')\n"
-        "    for _ in range(2): f(p.logits).backward()\n"
-        "torch.cuda.synchronize()"
-    )
-    command = [ncu, "--csv", "--metrics", ",".join(NCU_METRICS), "--kernel-name", "regex:logits_loss", sys.executable]
-    done = subprocess.run([*command, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=max(seconds, 1))
-    rows = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    if len(rows) < 2:
-        return {"ncu": f"gave nothing (exit status {done.returncode}): {(done.stderr or done.stdout).strip()[-300:]}"}
-    return {f"row {k}": row for k, row in enumerate(rows)}
+def jobs(output: Path, small: bool, processes: int, tests: Sequence[str] | None) -> list[Job]:
+    """What a report consists of, in the order of its value. tests: files in place of TESTS; none for no tests."""
+    checks = [_python(HERE / "gpu_checks.py", k, processes, output) for k in range(processes)]
+    found = [Job("correctness", checks, CHECK_SECONDS)]
+    files = (TESTS_ON_CPU if small else TESTS) if tests is None else tests
+    for name, one in MEASUREMENTS.items():
+        seconds = one.seconds * (10 if small else 1)
+        found.append(Job(name, [_python(HERE / "gpu_measurements.py", name, output)], seconds))
+        if name == TESTS_AFTER and files:
+            found.append(tests_job("tests", files, processes, TESTS_SECONDS, "-k", NOT_THESE))
+    if files and not small:
+        found.append(tests_job("tests of torch.compile", COMPILE_TESTS, processes, COMPILE_TESTS_SECONDS))
+    return found
 
 
 def main() -> int:
+    begin = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=530, help="for everything; default 530")
+    parser.add_argument("--minutes", type=float, default=9, help="for everything; default 9")
     parser.add_argument("--output", type=Path, help="folder for records and report; default benchmarks/results/DEVICE")
-    parser.add_argument("--tests", nargs="*", help="test files; none to leave the tests out")
+    parser.add_argument("--tests", nargs="*", help="test files below tests/; none to leave the tests out")
+    parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1), help="for checks and tests")
     options = parser.parse_args()
-    end = time.monotonic() + options.seconds
     small = DEVICE.type == "cpu"
     output = options.output or (ROOT / "runs" / "gpu_report" if small else default_folder())
-    files = options.tests
-    if files is None:
-        files = [f"tests/{name}" for name in (TESTS_ON_CPU if small else TESTS)]
     if small:
         print("No GPU: small sizes with Triton's interpreter. No figure of this run means anything.")
     print(f"{device_text(device())}; {versions()}", flush=True)
-    problems = []
 
-    def left() -> float:
-        return end - time.monotonic()
+    figures: dict[str, str] = {}
 
-    if files:
-        # At most half of the time, because the measurements come after.
-        figures = run_tests(files, min(TESTS_SECONDS, left() / 2))
-        print(f"tests: {figures}", flush=True)
-        write_record(output, new_record({"operation": "device", "variant": "tests"}, figures=figures))
-        if figures["exit status"] != 0:
-            problems.append("tests")
-    for measure in MEASUREMENTS:
-        if left() < 5:
-            problems.append(measure.__name__)
-            print(f"{measure.__name__}: no time left", flush=True)
-            continue
-        try:
-            # The last five seconds are for the report.
-            with limit(left() - 5):
-                for record in measure(SMALL if small else LARGE):
-                    path = write_record(output, record)
-                    _show(record, path)
-        except Exception as error:
-            # One failure must not cost the other measurements. The records say what it was.
-            problems.append(measure.__name__)
-            what = f"{type(error).__name__}: {str(error)[:500]}"
-            print(f"{measure.__name__}: {what}", flush=True)
-            settings = {"operation": "device", "variant": f"failed {measure.__name__}"}
-            write_record(output, new_record(settings, figures={"failed": what}))
-        if not small:
-            torch.cuda.empty_cache()
-    if left() > 30:
-        try:
-            figures = {"ncu": "no GPU"} if small else profile_kernels(min(left() - 10, 90))
-        except (OSError, subprocess.SubprocessError) as error:
-            figures = {"ncu": f"{type(error).__name__}: {error}"}
-        write_record(output, new_record({"operation": "device", "variant": "ncu"}, figures=figures))
-        print(f"ncu: {figures}", flush=True)
+    def ended(outcome: Outcome) -> None:
+        print(f"--- {outcome.name}: {outcome.status}, {outcome.seconds:.0f} s\n{outcome.output.rstrip()}", flush=True)
+        closing = (
+            outcome.output.strip().rpartition("\n")[2] if outcome.status != "ok" or "tests" in outcome.name else ""
+        )
+        figures[outcome.name] = f"{outcome.status}, {outcome.seconds:.0f} s" + (f": {closing}" if closing else "")
+        # After each, so that it is there if the machine goes away.
+        write_record(output, new_record({"operation": "device", "variant": "report"}, figures=figures))
+
+    end = begin + 60 * options.minutes - RESERVE_SECONDS
+    outcomes = run_jobs(jobs(output, small, options.processes, options.tests), end, output / "logs", ended)
     print(_report(output))
-    print(f"{options.seconds - left():.0f} s; not whole: {', '.join(problems) or 'nothing'}; {output}")
-    return 1 if problems else 0
-
-
-def _show(record: Record, path: Path) -> None:
-    """Prints a record without pandas, which a machine with a GPU may lack."""
-    print(f"\n{title(record['settings'])} -> {path.name}")
-    for name in contestants_of([record]) if "contestants" in record else []:
-        one = record["contestants"][name]
-        share, peak = share_text(one.get("share_of_floor")), bytes_text(one.get("peak_bytes"))
-        shown = [f"median {seconds_text(one['seconds']['p50'])}"]
-        shown += [f"of the floor {share}"] * bool(share) + [f"peak {peak}"] * bool(peak)
-        print(f"  {name}: {', '.join(shown)}")
-    for name, figure in (record.get("figures") or {}).items():
-        print(f"  {name}: {figure}")
-    sys.stdout.flush()
+    bad = [f"{one.name} ({one.status})" for one in outcomes if one.status != "ok"]
+    print(f"{time.monotonic() - begin:.0f} s; not whole: {', '.join(bad) or 'nothing'}; {output}")
+    return 1 if bad else 0
 
 
 def _report(folder: Path) -> str:

@@ -9,9 +9,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from contest import Contestant, elapsed, quantiles
 from environment import DEVICE, synchronize
 
+BOTH = "forward and backward"
+# On the CPU Triton's interpreter runs the kernels that a GPU would run.
+IMPL = "auto" if DEVICE.type == "cuda" else "triton"
 _REPLAYS = 25
+# A device that has had nothing to do runs at a low clock, which would falsify small measurements.
+_WARM_SECONDS = 0.3
+
+
+def warm_clock(seconds: float = _WARM_SECONDS) -> None:
+    """Keeps a GPU busy until its clock has risen."""
+    if DEVICE.type == "cpu":
+        return
+    a = torch.randn(4096, 4096, device=DEVICE, dtype=torch.bfloat16)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(20):
+            torch.mm(a, a)
+        synchronize()
 
 
 def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS) -> list[float]:
@@ -38,6 +56,7 @@ def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS)
         kept = [run() for run in runs]
     times = []
     graph.replay()
+    warm_clock()
     for _ in range(replays):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -63,7 +82,8 @@ def _wall(runs: Sequence[Callable[[], Any]]) -> float:
 def host_seconds(run: Callable[[], Any], calls: int = 50) -> float:
     """Seconds that the host takes to start a call, without waiting for the device."""
     calls = calls if DEVICE.type == "cuda" else 2
-    run()
+    for _ in range(min(calls, 10)):
+        run()
     synchronize()
     start = time.perf_counter()
     for _ in range(calls):
@@ -98,3 +118,15 @@ def copies(make: Callable[[], torch.Tensor], at_least: int = 4) -> list[torch.Te
     cache = getattr(torch.cuda.get_device_properties(DEVICE), "L2_cache_size", 50 << 20)
     number = max(at_least, -(-4 * cache // first.nbytes))
     return [first, *(first.detach().clone().requires_grad_(first.requires_grad) for _ in range(min(number, 64) - 1))]
+
+
+def repeated(run: Callable[[], object], rounds: int = 7) -> dict[str, float]:
+    """The quantiles of a call's time, host and device together."""
+    one = Contestant("", lambda _: run())
+    elapsed(one)
+    return quantiles([elapsed(one) for _ in range(rounds if DEVICE.type == "cuda" else 2)])
+
+
+def reason(error: Exception) -> str:
+    """An error in a line, for a contestant that failed."""
+    return f"{type(error).__name__}: {str(error)[:200]}"

@@ -5,13 +5,14 @@
 
 The model covers classifier and loss with the update in the backward (``SGDUpdate``, ``AdamWUpdate``), without the
 encoder. *Not yet measured on a GPU.* A step has two passes. The forward computes the loss. The backward makes the
-logits again, then their gradient and the gradients of features and weight, and changes the weight. The model takes it
-that the data of a chunk stay in the cache. ``floor`` assumes that compute, memory and network overlap perfectly (it is
-their maximum); ``sum`` assumes that they do not overlap.
+logits again, then their gradient and the gradients of features and weight, and changes the weight. ``floor`` assumes
+that the data of a chunk stay in the cache, that compute, memory and network overlap perfectly (it is their maximum),
+and that launches take no time. ``sum`` assumes that nothing overlaps, and on a GPU that the weights of a chunk come
+from memory for each of its products: chunks are far larger than its cache.
 
 Defaults: NVIDIA's data sheet of the H200 (bf16 989 TFLOPS dense, 141 GB, NVLink 900 GB/s both ways together), a copy at
 4.3 TB/s, and 30 instructions an element (benchmarks/results/static.md) at the rate of ``hardware.py``. Assumed: 50 GB/s
-and 10 us a message between nodes.
+and 10 us a message between nodes, 2.5 us a launch. ``classifier_model.py`` models one GPU kernel by kernel.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from classifier_model import CHUNK_BYTES, Classifier
 from hardware import GPUS
+from time_model import ASSUMED
 
 STATE_BYTES = {"sgd": 0, "adamw-row": 2, "adamw-bfloat16": 4, "adamw-float32": 8}
 # Bytes a label that every rank holds for all labels: the counts' buffer, bias, 1/n, and the counts in float64.
 STATISTICS_BYTES = 8 + 4 + 4 + 8
-CHUNK_BYTES = 20 << 20
+# Launches of a chunk: logits and loss in the forward; the same again in the backward, with three gradients (that of the
+# features in two parts) and the update.
+LAUNCHES = 3 + 8
 # Labels, features and rows of the steps that --measure takes.
 POINTS = ((18_211, 768, 32), (18_211, 768, 256), (65_536, 256, 128), (131_072, 768, 32))
 
@@ -36,7 +41,8 @@ class Hardware(NamedTuple):
     """The rates of a GPU and its links.
 
     flops: operations a second. memory: bytes a second. elements: logits whose loss and gradient are computed, a second.
-    link, network: bytes a second within and between nodes. latency: seconds a message. node: GPUs of a node.
+    link, network: bytes a second within and between nodes. latency: seconds a message. node: GPUs of a node. launch:
+    seconds of a launch. chunk_bytes: of a chunk's weights, or of its logits. cached: 1 where a chunk fits the cache.
     """
 
     flops: float = 989e12
@@ -46,6 +52,9 @@ class Hardware(NamedTuple):
     network: float = 50e9
     latency: float = 10e-6
     node: int = 8
+    launch: float = ASSUMED.launch
+    chunk_bytes: int = CHUNK_BYTES
+    cached: int = 0
 
 
 class Step(NamedTuple):
@@ -66,6 +75,11 @@ class Step(NamedTuple):
         """The number of weights on the fullest rank."""
         return -(-self.num_labels // self.ranks) * self.num_features
 
+    def chunk(self, chunk_bytes: int) -> tuple[int, int]:
+        """Labels of a chunk on the fullest rank, and the number of its chunks."""
+        labels = -(-self.num_labels // self.ranks)
+        return Classifier(self.num_rows, labels, self.num_features, self.weight_bytes).chunks(chunk_bytes)
+
 
 def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
     """Seconds of the parts of a step on the fullest rank, and their ``floor`` and ``sum``."""
@@ -73,24 +87,29 @@ def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
     compute = 8 * step.num_rows * step.weights / hardware.flops
     element = 2 * step.num_rows * step.weights / step.num_features / hardware.elements
     # A step reads the weights twice and writes them once; it reads and writes the state.
-    memory = step.weights * (3 * step.weight_bytes + 2 * STATE_BYTES[step.state]) / hardware.memory
+    least = step.weights * (3 * step.weight_bytes + 2 * STATE_BYTES[step.state]) / hardware.memory
+    memory = least
+    if not hardware.cached:
+        # The weights are read for three products and for the update, and their gradient, float32, is written and read.
+        memory += step.weights * (2 * step.weight_bytes + 8) / hardware.memory
+    launches = LAUNCHES * step.chunk(hardware.chunk_bytes)[1] * hardware.launch
     message = 4 * step.num_rows * step.num_features * 2 * (step.ranks - 1) / step.ranks
     bandwidth = hardware.link if step.ranks <= hardware.node else hardware.network
     hops = 2 * 2 * math.ceil(math.log2(step.ranks)) if step.ranks > 1 else 0
     network = message / bandwidth + hops * hardware.latency
-    parts = {"products": compute, "loss": element, "memory": memory, "network": network}
-    return parts | {"floor": max(compute + element, memory, network), "sum": sum(parts.values())}
+    parts = {"products": compute, "loss": element, "memory": memory, "launches": launches, "network": network}
+    return parts | {"floor": max(compute + element, least, network), "sum": sum(parts.values())}
 
 
 def memory_bytes(step: Step) -> dict[str, float]:
     """The bytes of what a rank holds, and their ``total``."""
     rows = step.weights / step.num_features
-    chunk = CHUNK_BYTES / (step.weight_bytes * (step.num_rows + step.num_features))
+    chunk = step.chunk(CHUNK_BYTES)[0]
     parts = {
         "weights": step.weights * step.weight_bytes + rows * step.weight_bytes,
         "optimizer": step.weights * STATE_BYTES[step.state] + 12 * rows * (step.state != "sgd"),
         "statistics": float(STATISTICS_BYTES * step.num_labels),
-        "chunk": chunk * (step.num_rows * step.weight_bytes + 4 * step.num_features),
+        "chunk": float(chunk) * (step.num_rows * step.weight_bytes + 4 * step.num_features),
         "features": float(step.num_rows * step.num_features * (step.weight_bytes + 4 + 4)),
     }
     return parts | {"total": sum(parts.values())}
@@ -136,7 +155,7 @@ def measure() -> None:
     statistics, targets = problem(4096, 64)
     logits = torch.randn(64, 4096).requires_grad_()
     loss_seconds = median_seconds(lambda: balanced_loss(logits, targets, spec, statistics))
-    hardware = Hardware(matmul_rate(torch.float32), copy_bandwidth(), logits.numel() / loss_seconds)
+    hardware = Hardware(matmul_rate(torch.float32), copy_bandwidth(), logits.numel() / loss_seconds, launch=0, cached=1)
     print(
         f"calibrated: {hardware.flops / 1e9:.0f} GFLOP/s, copy {hardware.memory / 1e9:.1f} GB/s, "
         f"{hardware.elements / 1e9:.2f} logits/ns"

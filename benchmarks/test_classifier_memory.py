@@ -21,7 +21,7 @@ import torch
 from tables import markdown
 
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec, SparseTargets
-from fused_balanced_loss.classifier.chunked_pass import default_chunk_size
+from fused_balanced_loss.classifier.label_chunks import default_chunk_size
 from fused_balanced_loss.classifier.module import LinearBalancedLoss
 from fused_balanced_loss.optim.update import AdamWUpdate
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from ..label_statistics import LabelStatistics, class_balanced_weight
 from ..spec import LossSpec
 from ..targets import SparseTargets
+from . import device
 from .problem import LabelConstants
 
 # Specs, dtypes and devices whose constants one LabelStatistics keeps: a training loop uses one or two.
 _MOST_KEPT = 8
-# Elements of the product from which dense row sums are taken: it is made for some rows at a time.
-_ELEMENTS_AT_ONCE = 1 << 18
+# Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
+# stays in cache, on a GPU so that few operators are started.
+_ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def label_constants(
@@ -95,7 +97,8 @@ def row_sums(targets: Tensor | SparseTargets, inverse_frequency: Tensor) -> Tens
     """Sum of 1/n [N] over the labels of each row, added up in a fixed order, in the dtype of ``inverse_frequency``."""
     if isinstance(targets, SparseTargets):
         return _sparse_row_sum(targets, inverse_frequency)
-    rows = max(1, _ELEMENTS_AT_ONCE // len(inverse_frequency))
+    elements = _ELEMENTS_AT_ONCE.get(device.kind(targets.device), _ELEMENTS_AT_ONCE["cuda"])
+    rows = max(1, elements // len(inverse_frequency))
     # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
     return torch.cat([((part == 1) * inverse_frequency).sum(1) for part in targets.split(rows)])
 

@@ -41,5 +41,10 @@ def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
 
 
 def multiplies_into_float32(device: torch.device) -> bool:
-    """Whether ``torch.mm`` of half precision takes ``out_dtype=torch.float32`` on this device."""
-    return device.type == "cuda"
+    """Whether ``torch.mm`` and ``torch.addmm`` of half precision take ``out_dtype=torch.float32`` on this device, and
+    ``addmm`` adds to a float32 tensor."""
+    return device.type == "cuda" and _HAS_OUT_DTYPE
+
+
+# PyTorch 2.11 to 2.13 have it; whether it will be called so later is not known.
+_HAS_OUT_DTYPE = all(hasattr(function, "dtype_out") for function in (torch.ops.aten.mm, torch.ops.aten.addmm))

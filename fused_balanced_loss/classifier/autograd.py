@@ -61,7 +61,7 @@ class UpdatingLoss(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, chunked: ChunkedPass, update: InPlaceOptimizer
     ) -> Tensor:
-        loss, _ = chunked.run(features, weight, bias)
+        loss, _ = chunked.run(features, weight, bias, keep=chunked.may_keep)
         ctx.save_for_backward(features, weight, bias, loss, *chunked.given())
         ctx.chunked, ctx.update = chunked, update
         update.expect_backward(ctx)

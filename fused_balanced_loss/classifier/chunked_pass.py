@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..backends import device as devices
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
-from .label_chunks import LabelChunks
-
-# Bytes of a chunk's weights and logits together, by device type: what stays in cache between its three products.
-CHUNK_BYTES = {"cpu": 12 << 20, "cuda": 20 << 20}
-_MULTIPLE = 128
+from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, row_stride
+from .products import add_product, product, scaled_product
 
 
 class Gradients(NamedTuple):
@@ -31,19 +28,13 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
-def default_chunk_size(num_rows: int, num_features: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Labels of a chunk, a multiple of 128."""
-    size = CHUNK_BYTES.get(devices.kind(device), CHUNK_BYTES["cuda"]) // (dtype.itemsize * (num_rows + num_features))
-    return max(_MULTIPLE, size // _MULTIPLE * _MULTIPLE)
-
-
 class ChunkedPass:
     """One call's passes over the classifier: what forward and backward share besides features, weight and bias.
 
     Args:
         problem: of all labels, without logits; the dtype of its empty logits is that of the products.
         impl: which implementation computes the loss of a chunk.
-        chunk_size: labels of a chunk; None for ``default_chunk_size``.
+        chunk_size: labels of a chunk; None for chunks of one size, about ``default_chunk_size``.
         shape: (N, D) of the features.
         own_labels: first label and number of labels of the weight's rows, which in a shard are not all of them.
         scale: factor on loss and gradients.
@@ -64,9 +55,14 @@ class ChunkedPass:
         self.dtype = problem.logits.dtype
         self.backend = select(impl, problem)
         self.scale = scale
-        size = chunk_size or default_chunk_size(*shape, self.dtype, problem.logits.device)
         first, num_labels = own_labels
-        self._chunks = LabelChunks(problem, min(size, max(num_labels, 1)), first, num_labels)
+        most = default_chunk_size(*shape, self.dtype, problem.logits.device)
+        size = min(chunk_size, max(num_labels, 1)) if chunk_size else even_chunk_size(most, num_labels)
+        self._chunks = LabelChunks(problem, size, first, num_labels)
+        num_columns = len(self._chunks.rows) * row_stride(size)
+        self.may_keep = keeps_gradient(shape[0], num_columns, self.dtype, problem.logits.device)
+        # The gradients of the chunks' logits, and their transposes, from one pass to the next.
+        self._kept: list[tuple[Tensor, Tensor]] = []
 
     def given(self) -> list[Tensor]:
         """The caller's tensors that a later pass reads again."""
@@ -80,6 +76,7 @@ class ChunkedPass:
         *,
         wants: tuple[bool, bool, bool] = (False, False, False),
         take_gradients: GradientConsumer | None = None,
+        keep: bool = False,
     ) -> tuple[Tensor, Gradients]:
         """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
 
@@ -89,74 +86,108 @@ class ChunkedPass:
             wants: whether the gradients of features, weight and bias are wanted.
             take_gradients: gets the gradients of weight and bias chunk by chunk, unscaled, so that they never exist
                 whole.
+            keep: keeps the gradient of the logits for the next pass, which then makes gradients alone: its loss is 0.
         """
         features, weight = features.detach().to(self.dtype), weight.detach()
-        exact = compute_dtype(self.dtype)
+        exact, size = compute_dtype(self.dtype), self._chunks.size
         want_features, want_weight, want_bias = wants
-        # Rows of whole 256 bytes, in the last chunk too: accesses of 16 bytes hold at any number of labels.
-        width = min(self._chunks.size, -(-len(weight) // _MULTIPLE) * _MULTIPLE)
-        buffer = features.new_empty(len(features), width)
-        loss = torch.zeros((), dtype=exact, device=features.device)
+        # All views are made before the loop: each would be an operator for each chunk.
+        weights = _Weights(weight, size, self.dtype)
+        biases = None if bias is None else bias.detach().to(self.dtype).split(size)
+        kept, self._kept = self._kept, []
+        chunks = kept or self._memory(features, whole=keep)
         d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
         d_weight = d_bias = None
-        if take_gradients is None:
-            d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if want_weight else None
-            d_bias = features.new_empty(len(weight), dtype=exact) if want_bias else None
-        product: Tensor | None = None
-        for rows, problem in self._chunks:
-            w = weight[rows].to(self.dtype)
-            logits = buffer[:, : len(w)]
-            if bias is None:
-                torch.mm(features, w.t(), out=logits)
-            else:
-                torch.addmm(bias.detach()[rows].to(self.dtype), features, w.t(), out=logits)
-            problem = problem._replace(logits=logits)
-            if not any(wants):
-                loss += self.backend.value(problem, "sum", 1.0)
-                continue
-            value, _ = self.backend.value_and_gradient(problem, 1.0, out=logits)
-            loss += value
+        d_weights: Sequence[Tensor] = ()
+        d_biases: Sequence[Tensor] = ()
+        if take_gradients is not None:
+            # One gradient for all chunks is memory that is in cache already.
+            memory = features.new_empty(size, features.shape[1], dtype=exact)
+            rest = [memory[: rows.stop - rows.start] for rows in self._chunks.rows[-1:]]
+            d_weights = [memory] * (len(self._chunks.rows) - 1) + rest
+        else:
+            if want_weight:
+                d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+                d_weights = d_weight.split(size)
+            if want_bias:
+                d_bias = features.new_empty(len(weight), dtype=exact)
+                d_biases = d_bias.split(size)
+        # float16 stays unscaled, as a mean's gradient can leave its range.
+        scale = 1.0 if weight.dtype == torch.float16 else self.scale
+        losses = []
+        for number, problem in enumerate(self._chunks):
+            rows = self._chunks.rows[number]
+            w, w_t = weights.chunk(number)
+            logits, logits_t = chunks[number]
+            if not kept:
+                if biases is None:
+                    torch.mm(features, w_t, out=logits)
+                else:
+                    torch.addmm(biases[number], features, w_t, out=logits)
+                problem = problem._replace(logits=logits)
+                if not (keep or any(wants)):
+                    losses.append(self.backend.value(problem, "sum", 1.0))
+                    continue
+                value, _ = self.backend.value_and_gradient(problem, 1.0, out=logits)
+                losses.append(value)
             # This product comes before the weight's rows may change.
             if d_features is not None:
-                _add_product(d_features, logits, w)
+                add_product(d_features, logits, w)
             if take_gradients is not None:
-                if product is None and exact == self.dtype:
-                    # One product for all chunks is memory that is in cache already.
-                    product = features.new_empty(self._chunks.size, features.shape[1])
-                out = None if product is None else product[: len(w)]
-                take_gradients(rows, _product(logits.t(), features, out), logits.sum(0, dtype=exact))
+                product(d_weights[number], logits_t, features)
+                take_gradients(rows, d_weights[number], logits.sum(0, dtype=exact))
                 continue
             if d_bias is not None:
-                torch.sum(logits, 0, dtype=exact, out=d_bias[rows])
+                torch.sum(logits, 0, dtype=exact, out=d_biases[number])
             if d_weight is not None:
-                _scaled_product(d_weight[rows], logits.t(), features, self.scale)
+                scaled_product(d_weights[number], logits_t, features, scale)
+        if keep:
+            self._kept = chunks
+        if len(losses) == 1:
+            loss = losses[0]
+        else:
+            loss = torch.stack(losses).sum() if losses else features.new_zeros((), dtype=exact)
         return loss * self.scale, Gradients(d_features, d_weight, d_bias)
 
+    def _memory(self, features: Tensor, whole: bool) -> list[tuple[Tensor, Tensor]]:
+        """Memory for the logits [N, b] of each chunk, and their transposes; ``whole``: the chunks do not share it."""
+        rows, size = self._chunks.rows, self._chunks.size
+        if not rows:
+            return []
+        stride = row_stride(size)
+        if whole and len(rows) > 1:
+            memory = features.new_empty(len(rows), len(features), stride)[:, :, :size]
+            found = list(zip(memory.unbind(), memory.transpose(1, 2).unbind(), strict=True))
+        else:
+            logits = features.new_empty(len(features), stride)
+            logits = logits if stride == size else logits[:, :size]
+            found = [(logits, logits.t())] * len(rows)
+        rest = rows[-1].stop - rows[-1].start
+        if rest < size:
+            last = found[-1][0][:, :rest]
+            found[-1] = last, last.t()
+        return found
 
-def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b, in float32 for half precision; float32 and float64 to ``out`` where that is given."""
-    if out is not None:
-        return torch.mm(a, b, out=out)
-    if devices.multiplies_into_float32(a.device) and compute_dtype(a.dtype) != a.dtype:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    if a.dtype == torch.float16:
-        # A sum over the batch can leave float16's range.
-        return torch.mm(a.float(), b.float())
-    return torch.mm(a, b).to(compute_dtype(a.dtype))
 
+class _Weights:
+    """Chunks of a weight [C, D] and their transposes, in the dtype of the products."""
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total += _product(a, b)
+    def __init__(self, weight: Tensor, size: int, dtype: torch.dtype) -> None:
+        self._given = weight.split(size)
+        self._converted: dict[int, tuple[Tensor, Tensor]] = {}
+        if weight.dtype == dtype:
+            self._transposed = weight.t().split(size, 1)
+            return
+        # Under autocast; one memory for all chunks.
+        memory = weight.new_empty(min(size, len(weight)), weight.shape[1], dtype=dtype)
+        for width in {len(self._given[0]), len(self._given[-1])}:
+            self._converted[width] = memory[:width], memory[:width].t()
 
-
-def _scaled_product(out: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """scale * a @ b to ``out``; float16 unscaled, whose range a mean's gradient can leave."""
-    if out.dtype == torch.float16:
-        scale = 1.0
-    if out.dtype == a.dtype:
-        torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
-    else:
-        out.copy_(_product(a, b).mul_(scale))
+    def chunk(self, number: int) -> tuple[Tensor, Tensor]:
+        """The weights [b, D] of a chunk, and [D, b]; a converted chunk holds until the next is asked for."""
+        given = self._given[number]
+        if not self._converted:
+            return given, self._transposed[number]
+        converted = self._converted[len(given)]
+        converted[0].copy_(given)
+        return converted

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..targets import SparseTargets
-from .chunked_pass import default_chunk_size
+from .label_chunks import default_chunk_size
 
 
 class TopLabels(NamedTuple):

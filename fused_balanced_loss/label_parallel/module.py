@@ -14,8 +14,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from ..arguments import Reduction
 from ..backends.select import Impl
 from ..classifier.arguments import LinearGradientMode, check_classifier, check_linear
-from ..classifier.chunked_pass import default_chunk_size
 from ..classifier.functional import LinearSettings, run
+from ..classifier.label_chunks import default_chunk_size
 from ..classifier.module import LinearBalancedLoss
 from ..classifier.prediction import LabelsAbove, TopLabels
 from ..label_statistics import LabelStatistics

@@ -1,0 +1,53 @@
+"""Matrix products of a chunk: half precision is multiplied as such and accumulated in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import device as devices
+from ..backends.problem import compute_dtype
+
+# Each function is one PyTorch operator, but for half precision on the CPU, whose products round to half precision.
+
+
+def product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """a @ b to ``out``, of the dtype of a or float32."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif devices.multiplies_into_float32(a.device):
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    elif a.dtype == torch.float16:
+        # A sum over the batch can leave float16's range.
+        torch.mm(a.float(), b.float(), out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """a @ b added to ``total``, of the dtype of a or float32."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif devices.multiplies_into_float32(a.device):
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    elif a.dtype == torch.float16:
+        total.addmm_(a.float(), b.float())
+    else:
+        total.add_(torch.mm(a, b))
+
+
+def scaled_product(out: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """scale * a @ b to ``out``, of any dtype; where that is float32, without another pass over it."""
+    if out.dtype == a.dtype:
+        torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
+    elif out.dtype != torch.float32 or a.dtype.itemsize != 2:
+        wide = torch.empty(out.shape, dtype=compute_dtype(a.dtype), device=out.device)
+        scaled_product(wide, a, b, scale)
+        out.copy_(wide)
+    elif devices.multiplies_into_float32(a.device):
+        torch.addmm(out, a, b, out_dtype=torch.float32, beta=0, alpha=scale, out=out)
+    elif a.dtype == torch.float16:
+        torch.addmm(out, a.float(), b.float(), beta=0, alpha=scale, out=out)
+    else:
+        # A factor with a dimension makes the multiplication float32; a number would leave it in half precision.
+        torch.mul(torch.mm(a, b), out.new_full((1,), scale), out=out)
