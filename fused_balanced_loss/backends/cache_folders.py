@@ -50,7 +50,7 @@ def cache_folders() -> list[Path]:
             shared = _trusted(temporary / f"fused_balanced_loss-{os.geteuid()}")
             if _can_hold_libraries(shared):
                 return [*folders, shared]
-    _check_above(temporary)
+    _check(temporary, _made(temporary), above=True)
     # A folder that was removed meanwhile, say by a cleaner of old files, is made again.
     return [*folders, _trusted(_folder_of_process(temporary, os.getpid()))]
 
@@ -62,9 +62,7 @@ def check_file(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(f"{path} is not a file")
-    if sys.platform != "win32":
-        _check_owner(path, status, {0, os.geteuid()})
-        _check_mode(path, status)
+    _check(path, status)
 
 
 def _preferred() -> str:
@@ -93,20 +91,9 @@ def _trusted(folder: Path) -> Path:
     """
     # From the top: nothing is made in a folder that is not trusted.
     for each in reversed(folder.parents):
-        _check_above(each)
-    status = _made(folder)
-    if sys.platform != "win32":
-        _check_owner(folder, status, {0, os.geteuid()})
-        _check_mode(folder, status)
+        _check(each, _made(each), above=True)
+    _check(folder, _made(folder))
     return folder
-
-
-def _check_above(folder: Path) -> None:
-    status = _made(folder)
-    if sys.platform != "win32":
-        _check_owner(folder, status, {0, os.geteuid()} | _owners_outside())
-        if not status.st_mode & stat.S_ISVTX:
-            _check_mode(folder, status)
 
 
 def _made(folder: Path) -> os.stat_result:
@@ -119,13 +106,13 @@ def _made(folder: Path) -> os.stat_result:
     return status
 
 
-def _check_owner(path: Path, status: os.stat_result, owners: set[int]) -> None:
-    if status.st_uid not in owners:
+def _check(path: Path, status: os.stat_result, *, above: bool = False) -> None:
+    """Raises PermissionError for what others own or may write; ``above``: a folder above one of ours."""
+    if sys.platform == "win32":
+        return
+    if status.st_uid not in {0, os.geteuid()} | (_owners_outside() if above else set()):
         raise PermissionError(f"{path} belongs to user {status.st_uid}, neither to this user nor to root")
-
-
-def _check_mode(path: Path, status: os.stat_result) -> None:
-    if status.st_mode & _OTHERS_WRITE:
+    if status.st_mode & _OTHERS_WRITE and not (above and status.st_mode & stat.S_ISVTX):
         raise PermissionError(f"{path} can be written by other users (mode {stat.S_IMODE(status.st_mode):o})")
 
 

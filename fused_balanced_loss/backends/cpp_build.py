@@ -24,7 +24,6 @@ import platform
 import re
 import shlex
 import shutil
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .build_lock import build_lock, remove_dead_builds
+from .build_lock import build_lock
 from .cache_folders import cache_folders, check_file
 from .compiler_process import run_compiler
 
@@ -48,6 +47,8 @@ _LINES_OF_ERROR = 12
 _ELEMENTS_A_THREAD = 1 << 13
 
 Macros = tuple[tuple[str, int], ...]
+
+_warned: set[str] = set()
 
 
 class KernelBuildError(RuntimeError):
@@ -98,10 +99,10 @@ def available(name: str, macros: Macros) -> bool:
     The first time in the process that a kernel of this name is not available, a warning gives the reason.
     """
     found = _find(name, macros)
-    if isinstance(found, str):
-        _warn_once(name, found)
-        return False
-    return True
+    if isinstance(found, str) and name not in _warned:
+        _warned.add(name)
+        warnings.warn(f"C++ kernels are not available: {found}", stacklevel=2)
+    return not isinstance(found, str)
 
 
 def forget() -> None:
@@ -118,15 +119,6 @@ def num_threads(num_elements: int) -> int:
 def pointer(tensor: Tensor | None) -> int | None:
     """What a kernel takes for a tensor."""
     return None if tensor is None else tensor.data_ptr()
-
-
-_warned: set[str] = set()
-
-
-def _warn_once(name: str, reason: str) -> None:
-    if name not in _warned:
-        _warned.add(name)
-        warnings.warn(f"C++ kernels are not available: {reason}", stacklevel=3)
 
 
 @functools.cache
@@ -152,10 +144,9 @@ def _load_or_build(recipe: _Recipe) -> ctypes.CDLL:
         if kept is not None:
             return kept
     folder, deadline = folders[-1], time.monotonic() + _TIME_LIMIT
-    remove_dead_builds(folder)
-    with build_lock(folder, stem, deadline) as place:
+    with build_lock(folder, stem, deadline) as scratch:
         # Another process may have built it while this one waited.
-        return _load_kept(folder, stem) or _build(recipe, folder, stem, place, deadline)
+        return _load_kept(folder, stem) or _build(recipe, folder, stem, scratch, deadline)
 
 
 def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
@@ -182,17 +173,15 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _build(recipe: _Recipe, folder: Path, stem: str, place: Path, deadline: float) -> ctypes.CDLL:
-    # A folder of this build alone: a compiler may outlive the process that started it, and write to its folder.
-    with tempfile.TemporaryDirectory(dir=place) as scratch:
-        made = Path(scratch) / "kernel.so"
-        _compile(recipe, made, deadline)
-        made.chmod(0o600)
-        with open(made, "r+b") as file:
-            digest = _digest(file.read())
-            os.fsync(file.fileno())
-        path = folder / f"{stem}-{digest}.so"
-        os.replace(made, path)
+def _build(recipe: _Recipe, folder: Path, stem: str, scratch: Path, deadline: float) -> ctypes.CDLL:
+    made = scratch / "kernel.so"
+    _compile(recipe, made, deadline)
+    made.chmod(0o600)
+    with open(made, "r+b") as file:
+        digest = _digest(file.read())
+        os.fsync(file.fileno())
+    path = folder / f"{stem}-{digest}.so"
+    os.replace(made, path)
     try:
         return _load(path)
     except OSError:
@@ -202,14 +191,14 @@ def _build(recipe: _Recipe, folder: Path, stem: str, place: Path, deadline: floa
 
 def _compile(recipe: _Recipe, made: Path, deadline: float) -> None:
     command = recipe.command(made, "-fopenmp")
-    failure = run_compiler(command, made.parent, deadline)
+    failure, output = run_compiler(command, made.parent, deadline)
     # A compiler without OpenMP gives kernels that run on one thread. No other failure may end in such a kernel.
-    if failure and _NO_OPENMP.search(failure.output):
+    if failure and _NO_OPENMP.search(output):
         command = recipe.command(made)
-        failure = run_compiler(command, made.parent, deadline)
+        failure, output = run_compiler(command, made.parent, deadline)
     if failure:
-        lines = [line for line in failure.output.splitlines() if line.strip()][:_LINES_OF_ERROR]
-        what = f"the compiler {recipe.compiler[0]} {failure.reason}"
+        lines = [line for line in output.splitlines() if line.strip()][:_LINES_OF_ERROR]
+        what = f"the compiler {recipe.compiler[0]} {failure}"
         raise KernelBuildError("\n".join([what, shlex.join(command), *lines]))
 
 
