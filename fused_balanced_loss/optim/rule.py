@@ -20,23 +20,22 @@ class UpdateRule(NamedTuple):
 
     Args:
         kind: which optimizer.
-        momentum: of SGD; 0 for AdamW.
-        betas, eps: of AdamW; 0 for SGD.
-        l2_penalty: the weight decay of SGD, which is added to the gradient; 0 for AdamW.
         max_row_norm: the largest norm of a label's gradient, or None.
         stochastic: whether rounding to bfloat16 is stochastic.
+        momentum, l2_penalty: of SGD; its weight decay is added to the gradient.
+        betas, eps: of AdamW.
     """
 
     kind: Literal["sgd", "adamw"]
-    momentum: float
-    betas: tuple[float, float]
-    eps: float
-    l2_penalty: float
     max_row_norm: float | None
     stochastic: bool
+    momentum: float = 0.0
+    l2_penalty: float = 0.0
+    betas: tuple[float, float] = (0.0, 0.0)
+    eps: float = 0.0
 
     def constants(self) -> dict[str, float]:
-        """What the kernels take of the rule, by the names that they use."""
+        """What the kernels take of the rule, by the names and in the order of their own."""
         beta1, beta2 = self.betas
         return {
             "momentum": self.momentum,
@@ -51,23 +50,17 @@ class UpdateRule(NamedTuple):
 class Rows(NamedTuple):
     """Rows of the weight [b, D] or of the bias [b, 1], with their moments; None where the rule keeps none.
 
-    Args:
-        value: float32 or bfloat16.
-        first_moment: [b, D] as ``value``; float32 or bfloat16.
-        second_moment: [b, D] as ``value``, float32 or bfloat16; or float32 [b, 1], one number for a whole row.
+    value and first_moment are float32 or bfloat16, and so is second_moment; or that is float32 [b, 1], one number for a
+    whole row.
     """
 
     value: Tensor
-    first_moment: Tensor | None
-    second_moment: Tensor | None
+    first_moment: Tensor | None = None
+    second_moment: Tensor | None = None
 
     def cut(self, rows: slice) -> Rows:
         """Some of the rows, as views."""
-        return Rows(
-            self.value[rows],
-            None if self.first_moment is None else self.first_moment[rows],
-            None if self.second_moment is None else self.second_moment[rows],
-        )
+        return Rows(self.value[rows], *(None if moment is None else moment[rows] for moment in self[1:]))
 
 
 class Step(NamedTuple):

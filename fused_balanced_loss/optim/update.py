@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import ClassifierUpdate, Rounding
-from .checks import StateForm, check_number
+from .checks import check_number
 from .rule import UpdateRule
 
 MomentumState = Literal["float32", "bfloat16"]
@@ -31,6 +31,8 @@ class SGDUpdate(ClassifierUpdate):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    _settings = ("momentum", "state")
+
     def __init__(
         self,
         lr: float | Tensor,
@@ -48,34 +50,16 @@ class SGDUpdate(ClassifierUpdate):
             raise ValueError(f"state: expected 'float32' or 'bfloat16', got {state!r}")
         self.state = state
 
-    def _moments(self) -> tuple[str | None, str | None]:
-        return ("momentum_buffer" if self.momentum else None), None
-
-    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
-        if not self.momentum:
-            return {}
-        state: StateForm = {"momentum_buffer": ((num_labels, num_features), getattr(torch, self.state))}
-        if bias:
-            state["bias_momentum_buffer"] = ((num_labels,), torch.float32)
-        return state
+    def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
+        return {"momentum_buffer": (getattr(torch, self.state), False)} if self.momentum else {}
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(lr)
         return lr, one, one
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule(
-            kind="sgd",
-            momentum=self.momentum,
-            betas=(0.0, 0.0),
-            eps=0.0,
-            l2_penalty=self.weight_decay,
-            max_row_norm=self.max_row_norm,
-            stochastic=self.rounding == "stochastic",
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, momentum={self.momentum}, state={self.state!r}"
+        stochastic = self.rounding == "stochastic"
+        return UpdateRule("sgd", self.max_row_norm, stochastic, momentum=self.momentum, l2_penalty=self.weight_decay)
 
 
 class AdamWUpdate(ClassifierUpdate):
@@ -95,6 +79,8 @@ class AdamWUpdate(ClassifierUpdate):
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+
+    _settings = ("betas", "eps", "state")
 
     def __init__(
         self,
@@ -117,33 +103,14 @@ class AdamWUpdate(ClassifierUpdate):
             raise ValueError(f"state: expected 'float32', 'bfloat16' or 'row', got {state!r}")
         self.state = state
 
-    def _moments(self) -> tuple[str | None, str | None]:
-        return "exp_avg", "exp_avg_sq"
-
-    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
-        whole = (num_labels, num_features)
+    def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
+        by_row = self.state == "row"
         dtype = torch.float32 if self.state == "float32" else torch.bfloat16
-        state: StateForm = {"exp_avg": (whole, dtype), "exp_avg_sq": (whole, dtype)}
-        if self.state == "row":
-            state["exp_avg_sq"] = ((num_labels,), torch.float32)
-        if bias:
-            state["bias_exp_avg"] = state["bias_exp_avg_sq"] = ((num_labels,), torch.float32)
-        return state
+        return {"exp_avg": (dtype, False), "exp_avg_sq": (torch.float32 if by_row else dtype, by_row)}
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         beta1, beta2 = (1 - torch.pow(beta, self.steps.double()) for beta in self.betas)
         return lr / beta1, 1 - lr * self.weight_decay, beta2.sqrt()
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule(
-            kind="adamw",
-            momentum=0.0,
-            betas=self.betas,
-            eps=self.eps,
-            l2_penalty=0.0,
-            max_row_norm=self.max_row_norm,
-            stochastic=self.rounding == "stochastic",
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, betas={self.betas}, eps={self.eps}, state={self.state!r}"
+        return UpdateRule("adamw", self.max_row_norm, self.rounding == "stochastic", betas=self.betas, eps=self.eps)
