@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..arguments import Batch
-from .collectives import check_batch, gathered_logits, loss_of_shards, replicated_features
-from .update import ShardUpdate
+from ..backends.problem import compute_dtype
+from ..optim.base import ClassifierUpdate
+from ..optim.rule import GradientConsumer
+from .collectives import averaged, check_batch, exchange, gathered_logits, summed
 
 
 class LabelShard:
-    """This rank's labels of a classifier, as ``classifier.functional.run`` takes a shard.
+    """This rank's labels of a classifier in one call: the ``Shard`` of ``classifier.functional.run``, and its update.
+
+    As an update it is skipped by all ranks or by none, and steps on gradients averaged over the data-parallel group.
 
     Args:
         first_label: the label of the first row of this rank's weight.
         sizes: how many labels each rank has.
         group: the ranks.
-        step: the call's update in place, which is told the loss of all ranks.
+        update: changes this rank's rows in place.
+        data_group: the ranks that hold the same labels and have batches of their own.
         check: whether the ranks compare their batches.
     """
 
@@ -28,31 +35,54 @@ class LabelShard:
         first_label: int,
         sizes: Sequence[int],
         group: dist.ProcessGroup,
-        step: ShardUpdate | None = None,
+        update: ClassifierUpdate | None = None,
+        data_group: dist.ProcessGroup | None = None,
         *,
         check: bool = False,
     ) -> None:
-        self.first_label = first_label
-        self.num_labels = sum(sizes)
-        self._sizes, self._group, self._step, self._check = sizes, group, step, check
+        self.first_label, self.num_labels = first_label, sum(sizes)
+        self._sizes, self._group, self._check = list(sizes), group, check
+        self._update, self._data_group = update, data_group
 
     def check_batch(self, features: Tensor, batch: Batch) -> None:
-        """Raises ValueError on all ranks unless they have the same features [N, D] and the same batch."""
         if self._check and len(features):
             check_batch(features, batch.targets, batch.sample_weight, batch.label_mask, self._group)
 
     def logits(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Logits [N, C] of all labels, which all ranks differentiate alike."""
         own = nn.functional.linear(self.replicated(features).to(features.dtype), weight, bias)
-        return gathered_logits(own, list(self._sizes), self._group)
+        return gathered_logits(own, self._sizes, self._group)
 
     def replicated(self, features: Tensor) -> Tensor:
-        """The features in the compute dtype, whose gradient becomes the sum over the ranks."""
-        return replicated_features(features, self._group)
+        """The features in the compute dtype, whose gradient becomes the sum over the ranks.
+
+        Features in half precision are summed in float32, too: the part of one shard is smaller than the sum, and half
+        precision would round it, or in float16 flush it to zero, before it is added.
+        """
+        dtype, group = features.dtype, self._group
+        return exchange(
+            features, lambda own: own.to(compute_dtype(dtype)), lambda upstream: summed(upstream, group).to(dtype)
+        )
 
     def total(self, loss: Tensor) -> Tensor:
-        """The sum of the ranks' losses."""
-        total = loss_of_shards(loss, self._group)
-        if self._step is not None:
-            self._step.loss = total.detach()
+        total = exchange(loss, lambda own: summed(own, self._group))
+        self._loss = total.detach()
         return total
+
+    def expect_backward(self, node: Any) -> None:
+        assert self._update is not None
+        self._update.expect_backward(node)
+
+    def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
+        assert self._update is not None
+        finite, group = finite & torch.isfinite(self._loss), self._data_group
+        if group is None:
+            return self._update.step(weight, bias, factor, finite)
+        everywhere = finite.to(torch.uint8)
+        dist.all_reduce(everywhere, dist.ReduceOp.MIN, group=group)
+        take_gradients = self._update.step(weight, bias, torch.ones_like(factor), everywhere.bool())
+
+        def take_averaged(rows: slice, d_weight: Tensor, d_bias: Tensor) -> None:
+            # The ranks' factors differ where their batches do.
+            take_gradients(rows, averaged(d_weight * factor, group), averaged(d_bias * factor, group))
+
+        return take_averaged

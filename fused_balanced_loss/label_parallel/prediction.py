@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..classifier import prediction
-from ..classifier.prediction import LabelsAbove, TopLabels, merge_top
+from ..classifier.prediction import LabelsAbove, TopLabels
 from ..targets import SparseTargets
 from .collectives import gather, gather_columns
 
@@ -38,13 +38,10 @@ def predict_topk(
     if not sizes[rank]:
         own = TopLabels(own.logits[:, :0], own.labels[:, :0])
     widths = [min(k, size) for size in sizes]
-    logits = gather_columns(own.logits, widths, group)
-    labels = gather_columns(own.labels + sum(sizes[:rank]), widths, group)
-    best: TopLabels | None = None
-    for some in map(TopLabels, logits, labels):
-        best = merge_top(best, some, k)
-    assert best is not None
-    return best
+    logits = torch.cat(gather_columns(own.logits, widths, group), 1)
+    labels = torch.cat(gather_columns(own.labels + sum(sizes[:rank]), widths, group), 1)
+    best, order = logits.topk(k)
+    return TopLabels(best, labels.gather(1, order))
 
 
 @torch.no_grad()
@@ -72,8 +69,7 @@ def predict_above(
     rows = torch.arange(len(features), device=col.device).repeat(len(sizes))
     # Stable: a row's labels stay in the order of the ranks.
     order = torch.argsort(rows.repeat_interleave(counts.view(-1)), stable=True)
-    crow = torch.zeros(len(features) + 1, dtype=torch.int64, device=col.device)
-    torch.cumsum(counts.sum(0), 0, out=crow[1:])
+    crow = torch.nn.functional.pad(counts.sum(0).cumsum(0), (1, 0))
     return LabelsAbove(SparseTargets(crow, col[order], sum(sizes), check=False), logits[order])
 
 
