@@ -18,7 +18,8 @@ from .backends import device as devices
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
-from .targets import SparseTargets, check_binary
+from .target_checks import check_binary
+from .targets import SparseTargets
 
 Reduction = Literal["none", "sum", "mean"]
 GradientMode = Literal["auto", "forward", "backward", "in_place"]

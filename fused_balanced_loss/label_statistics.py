@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .input_values import as_integer, as_tensor
-from .target_forms import as_sparse_targets
+from .targets import as_sparse_targets
 
 
 class FrequencyGroups(NamedTuple):

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .input_values import as_integer
 from .score_groups import TOTAL, label_count_ranges, label_masks
-from .target_forms import as_sparse_targets
-from .targets import SparseTargets
+from .targets import SparseTargets, as_sparse_targets
 from .thresholding import (
     Activation,
     FloatArray,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.target_forms import as_sparse_targets
+from fused_balanced_loss.targets import as_sparse_targets
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3, 4, 5], []]
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)

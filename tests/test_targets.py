@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array, csc_array, csr_array, csr_matrix
 
 from fused_balanced_loss import LabelStatistics, SparseTargets
-from fused_balanced_loss.label_ids import refuse_multi_hot
-from fused_balanced_loss.target_forms import as_sparse_targets
-from fused_balanced_loss.targets import check_binary
+from fused_balanced_loss.target_checks import check_binary, refuse_multi_hot
+from fused_balanced_loss.targets import as_sparse_targets
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3, 4, 5], []]
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)
