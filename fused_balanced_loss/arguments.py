@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from .backends import device as devices
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
-from .spec import LossSpec
+from .spec import LossSpec, check_choice
 from .target_checks import check_binary
 from .targets import SparseTargets
 
@@ -41,18 +41,20 @@ def check_settings(
     """Raises TypeError or ValueError, naming the setting, unless all fit together."""
     if not isinstance(spec, LossSpec):
         raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}")
+    check_statistics(statistics, spec)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("impl", impl, IMPLS)
+    check_choice("gradient", gradient, GRADIENT_MODES)
+    if gradient == "in_place" and reduction == "none":
+        raise ValueError("gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'")
+
+
+def check_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> None:
+    """Raises TypeError or ValueError unless these are the statistics that the spec needs, if it needs any."""
     if statistics is not None and not isinstance(statistics, LabelStatistics):
         raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
     if statistics is None and spec.needs_statistics:
         raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
-    if impl not in IMPLS:
-        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
-    if gradient not in GRADIENT_MODES:
-        raise ValueError(f"gradient: expected one of {', '.join(map(repr, GRADIENT_MODES))}; got {gradient!r}")
-    if gradient == "in_place" and reduction == "none":
-        raise ValueError("gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'")
 
 
 def check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..arguments import LOGITS_DTYPES, check_settings, check_transforms
 from ..label_statistics import LabelStatistics
-from ..spec import LossSpec
+from ..spec import LossSpec, check_choice
 
 LinearGradientMode = Literal["auto", "forward", "backward"]
 LINEAR_GRADIENT_MODES: tuple[str, ...] = get_args(LinearGradientMode)
@@ -27,9 +27,7 @@ def check_linear_settings(
     check_settings(spec, statistics, reduction, impl, "auto")
     if reduction == "none":
         raise ValueError("reduction: expected 'mean' or 'sum', got 'none', which would need the logits")
-    if gradient not in LINEAR_GRADIENT_MODES:
-        expected = ", ".join(map(repr, LINEAR_GRADIENT_MODES))
-        raise ValueError(f"gradient: expected one of {expected}; got {gradient!r}")
+    check_choice("gradient", gradient, LINEAR_GRADIENT_MODES)
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
         raise TypeError(f"chunk_size: expected an integer or None, got {type(chunk_size).__name__}")
     if chunk_size is not None and chunk_size < 1:
