@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .input_values import describe
+from .spec import check_choice
 
 FloatArray = NDArray[np.float64]
 Activation = Literal["sigmoid", "none"]
@@ -19,18 +20,8 @@ Activation = Literal["sigmoid", "none"]
 CHUNK = 2**20
 
 
-def check_activation(activation: str) -> None:
-    """Raises ValueError unless it is a name of :data:`Activation`."""
-    if activation not in ("sigmoid", "none"):
-        raise ValueError(f"activation: expected 'sigmoid' or 'none', got {activation!r}")
-
-
 def check_logits(logits: Tensor, num_labels: int | None) -> int:
-    """The number of labels C of logits [n, C]; waits for the device that holds them.
-
-    Args:
-        logits: what a caller gave.
-        num_labels: C, if it is known.
+    """The number of labels C of logits [n, C], where it is known ``num_labels``; waits for the device.
 
     Raises:
         TypeError: unless it is a dense tensor of a floating dtype.
@@ -62,9 +53,10 @@ def as_thresholds(thresholds: Any, activation: Activation) -> FloatArray:
 
     Raises:
         TypeError: for what are no numbers.
-        ValueError: for another number of dimensions, and for numbers outside [0, 1], or, without an activation, outside
-            float32.
+        ValueError: for another activation or number of dimensions, and for numbers outside [0, 1], or, with activation
+            "none", outside float32.
     """
+    check_choice("activation", activation, get_args(Activation))
     try:
         values = np.array(thresholds, dtype=np.float64)
     except (TypeError, ValueError) as error:
