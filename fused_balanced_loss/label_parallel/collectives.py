@@ -38,13 +38,6 @@ def exchange(tensor: Tensor, forward: Function | None = None, backward: Function
     return result
 
 
-def gathered_logits(logits: Tensor, widths: list[int], group: Group) -> Tensor:
-    """Logits [N, C] from each rank's [N, width]; a rank's part gets its columns of the upstream gradient."""
-    rank = dist.get_rank(group)
-    own = slice(sum(widths[:rank]), sum(widths[: rank + 1]))
-    return exchange(logits, lambda part: torch.cat(gather_columns(part, widths, group), 1), lambda whole: whole[:, own])
-
-
 def summed(tensor: Tensor, group: Group) -> Tensor:
     """A new tensor, the sum over the ranks; ``tensor`` stays what it is."""
     total = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -64,11 +57,12 @@ def gather(tensor: Tensor, group: Group) -> list[Tensor]:
     return parts
 
 
-def gather_columns(tensor: Tensor, widths: Sequence[int], group: Group) -> list[Tensor]:
-    """Each rank's tensor [N, width], by rank; ``widths`` holds the ranks' widths."""
+def gather_columns(tensor: Tensor, widths: Sequence[int], group: Group) -> Tensor:
+    """[N, sum of widths], the first columns of each rank's tensor, by rank: as many as ``widths`` has for it."""
+    own = widths[dist.get_rank(group)]
     padded = tensor.new_zeros(len(tensor), max(widths))
-    padded[:, : tensor.shape[1]] = tensor
-    return [part[:, :width] for part, width in zip(gather(padded, group), widths, strict=True)]
+    padded[:, :own] = tensor[:, :own]
+    return torch.cat([part[:, :width] for part, width in zip(gather(padded, group), widths, strict=True)], 1)
 
 
 def common_seed(groups: Sequence[Group]) -> int:
@@ -107,13 +101,13 @@ def check_batch(
     Features [N, D] may differ by rounding. Targets, sample weights [N] and label mask [N, C], where there are any,
     have to be the same in dtype, shape and every value.
     """
-    parts: dict[str, tuple[Tensor, ...]] = {
-        "targets": (targets.crow, targets.col) if isinstance(targets, SparseTargets) else (targets,),
-        "sample_weight": () if sample_weight is None else (sample_weight,),
-        "label_mask": () if label_mask is None else (label_mask,),
+    ids = (targets.crow, targets.col) if isinstance(targets, SparseTargets) else (targets,)
+    values = {
+        "shape of the features": repr((features.shape, features.dtype)).encode(),
+        "targets": tensor_bytes(*ids),
+        "sample_weight": tensor_bytes(sample_weight),
+        "label_mask": tensor_bytes(label_mask),
     }
-    values = {"shape of the features": repr((features.shape, features.dtype)).encode()}
-    values |= {name: _kinds(*tensors) + tensor_bytes(*tensors) for name, tensors in parts.items()}
     check_agreement(values, group)
     own = features.detach().float()
     first = own.clone(memory_format=torch.contiguous_format)
@@ -127,13 +121,8 @@ def check_batch(
         )
 
 
-def tensor_bytes(*tensors: Tensor) -> bytes:
-    """The tensors' values, one after another."""
-    return b"".join(
-        tensor.detach().resolve_neg().contiguous().view(torch.uint8).cpu().numpy().tobytes() for tensor in tensors
-    )
-
-
-def _kinds(*tensors: Tensor) -> bytes:
-    """Dtypes and shapes: the same bytes can be the values of several kinds of tensors."""
-    return repr([(tensor.dtype, tensor.shape) for tensor in tensors]).encode()
+def tensor_bytes(*tensors: Tensor | None) -> bytes:
+    """The tensors' dtypes, shapes and values: the same values can be those of several kinds of tensors."""
+    parts = [part.detach().resolve_neg().contiguous().cpu() for part in tensors if part is not None]
+    kinds = repr([(part.dtype, part.shape) for part in parts]).encode()
+    return kinds + b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)

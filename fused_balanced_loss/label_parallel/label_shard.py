@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..arguments import Batch
 from ..backends.problem import compute_dtype
+from ..classifier.prediction import LabelsAbove, TopLabels, predict_above, predict_topk
 from ..optim.base import ClassifierUpdate
 from ..optim.rule import GradientConsumer
-from .collectives import averaged, check_batch, exchange, gathered_logits, summed
+from ..targets import SparseTargets, row_offsets
+from .collectives import averaged, check_batch, exchange, gather, gather_columns, summed
 
 
 class LabelShard:
@@ -50,7 +52,12 @@ class LabelShard:
 
     def logits(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         own = nn.functional.linear(self.replicated(features).to(features.dtype), weight, bias)
-        return gathered_logits(own, self._sizes, self._group)
+        first, last = self.first_label, self.first_label + len(weight)
+        return exchange(
+            own,
+            lambda part: gather_columns(part, self._sizes, self._group),
+            lambda upstream: upstream[:, first:last],
+        )
 
     def replicated(self, features: Tensor) -> Tensor:
         """The features in the compute dtype, whose gradient becomes the sum over the ranks.
@@ -86,3 +93,38 @@ class LabelShard:
             take_gradients(rows, averaged(d_weight * factor, group), averaged(d_bias * factor, group))
 
         return take_averaged
+
+    @torch.no_grad()
+    def predict_topk(
+        self, features: Tensor, weight: Tensor, bias: Tensor | None, k: int, chunk_size: int | None
+    ) -> TopLabels:
+        """As :func:`predict_topk`, of all labels, on every rank."""
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.num_labels:
+            raise ValueError(f"k: expected an integer in [1, {self.num_labels}], the number of labels, got {k!r}")
+        own = predict_topk(features, *_some(weight, bias), max(1, min(k, len(weight))), chunk_size=chunk_size)
+        widths = [min(k, size) for size in self._sizes]
+        logits = gather_columns(own.logits, widths, self._group)
+        labels = gather_columns(own.labels + self.first_label, widths, self._group)
+        best, order = logits.topk(k)
+        return TopLabels(best, labels.gather(1, order))
+
+    @torch.no_grad()
+    def predict_above(
+        self, features: Tensor, weight: Tensor, bias: Tensor | None, threshold: float, chunk_size: int | None
+    ) -> LabelsAbove:
+        """As :func:`predict_above`, of all labels, on every rank."""
+        own = predict_above(features, *_some(weight, bias), threshold, chunk_size=chunk_size)
+        counts = torch.stack(gather(own.labels.crow.diff() * min(1, len(weight)), self._group))
+        widths = counts.sum(1).tolist()
+        col = gather_columns(own.labels.col[None] + self.first_label, widths, self._group)[0]
+        logits = gather_columns(own.logits[None], widths, self._group)[0]
+        rows = torch.arange(len(features), device=col.device).repeat(len(widths))
+        # Stable: a row's labels stay in the order of the ranks.
+        order = torch.argsort(rows.repeat_interleave(counts.view(-1)), stable=True)
+        found = SparseTargets(row_offsets(counts.sum(0)), col[order], self.num_labels, check=False)
+        return LabelsAbove(found, logits[order])
+
+
+def _some(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A rank without labels goes the same way, so that it raises the same errors; what comes of it is dropped."""
+    return (weight, bias) if len(weight) else (weight.new_zeros(1, weight.shape[1]), None)

@@ -23,9 +23,15 @@ from ..spec import LossSpec
 from ..targets import SparseTargets
 from .collectives import averaged, check_agreement, common_seed, exchange, tensor_bytes
 from .label_shard import LabelShard
-from .prediction import predict_above, predict_topk
-from .shards import checked_mesh, fill_uniform, local, shard_sizes, sharded
-from .update_state import localize_update_state, shard_update_state
+from .shards import (
+    checked_mesh,
+    fill_uniform,
+    local,
+    localize_update_state,
+    shard_sizes,
+    shard_update_state,
+    sharded,
+)
 
 
 class LabelParallelLinearLoss(LinearBalancedLoss):
@@ -114,7 +120,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         self.first_label = sum(self._sizes[: mesh.get_local_rank()])
         seed = None if update is None else int(update.seed)
         settings = (spec, num_features, labels, bias, reduction, chunk_size, gradient, dtype, update, seed)
-        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b"%d" % statistics.num_samples
+        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b" %d" % statistics.num_samples
         for group in self._groups:
             check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group)
         own = torch.empty(self._rows, num_features, device=device, dtype=dtype)
@@ -239,13 +245,12 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         return logits.view(*features.shape[:-1], -1)
 
     def predict_topk(self, features: Tensor, k: int) -> TopLabels:
-        """As :func:`predict_topk`, of all labels, on every rank."""
-        return predict_topk(features, *self._classifier(), k, self._sizes, self.mesh.get_group(), self.chunk_size)
+        """As :meth:`LinearBalancedLoss.predict_topk`, of all labels, on every rank."""
+        return self._shard().predict_topk(features, *self._classifier(), k, self.chunk_size)
 
     def predict_above(self, features: Tensor, threshold: float) -> LabelsAbove:
-        """As :func:`predict_above`, of all labels, on every rank."""
-        group = self.mesh.get_group()
-        return predict_above(features, *self._classifier(), threshold, self._sizes, group, self.chunk_size)
+        """As :meth:`LinearBalancedLoss.predict_above`, of all labels, on every rank."""
+        return self._shard().predict_above(features, *self._classifier(), threshold, self.chunk_size)
 
     def extra_repr(self) -> str:
         last = self.first_label + self._rows

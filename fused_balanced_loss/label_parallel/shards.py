@@ -1,15 +1,18 @@
-"""The labels of each rank, and the DTensors that the ranks' rows make up."""
+"""The labels of each rank, and the DTensors that the ranks' rows make up, in memory and in checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+
+from ..optim.base import ClassifierUpdate
 
 # So many labels are initialised from one seed, whichever ranks hold them.
 _BLOCK = 1024
@@ -71,3 +74,22 @@ def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
     if mesh.get_coordinate() is None:
         raise ValueError(f"{name}: expected a mesh that this rank, {dist.get_rank()}, is part of, got {mesh}")
     return mesh
+
+
+def shard_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """A post-hook of ``state_dict``: makes DTensors of what ``module.update`` keeps for each label."""
+    for name in _label_state(module.update, prefix):
+        state[name] = sharded(state[name], module.mesh, sum(module._sizes))
+
+
+def localize_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """A pre-hook of ``load_state_dict``: the inverse of :func:`shard_update_state`."""
+    for name in _label_state(module.update, prefix):
+        if isinstance(state.get(name), DTensor):
+            state[name] = state[name].to_local()
+
+
+def _label_state(update: ClassifierUpdate | None, prefix: str) -> list[str]:
+    """Names of the buffers whose first dimension is the labels; counters and seed have no dimensions."""
+    buffers = () if update is None else update.named_buffers()
+    return [f"{prefix}update.{name}" for name, buffer in buffers if buffer.dim()]
