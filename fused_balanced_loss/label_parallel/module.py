@@ -124,14 +124,13 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         for group in self._groups:
             check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group)
         own = torch.empty(self._rows, num_features, device=device, dtype=dtype)
+        own_bias = own.new_empty(self._rows) if bias else None
         self.weight = nn.Parameter(sharded(own, mesh, labels))
-        if bias:
-            self.bias = nn.Parameter(sharded(own.new_empty(self._rows), mesh, labels))
+        self.bias = None if own_bias is None else nn.Parameter(sharded(own_bias, mesh, labels))
         self.reset_parameters()
         self.update = update
         if update is not None:
-            own_bias = None if self.bias is None else local(self.bias).detach()
-            update.prepare(local(self.weight).detach(), own_bias, first_label=self.first_label)
+            update.prepare(own, own_bias, first_label=self.first_label)
         self._updated = (self.weight,)
         self._batch_checked = False
         self.register_state_dict_post_hook(shard_update_state)

@@ -68,15 +68,15 @@ class _GradientConsumer:
             value.add_(direction, alpha=-self._step_size)
         else:
             assert first is not None and second is not None
-            beta1, beta2 = self._rule.betas
-            first.lerp_(gradient, 1 - beta1)
+            beta2, one_minus_beta2 = self._rule.beta2, self._rule.one_minus_beta2
+            first.lerp_(gradient, self._rule.one_minus_beta1)
             if second.shape == gradient.shape:
-                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=one_minus_beta2)
                 # Reuse the gradient's memory: the gradient is not needed any more.
                 denominator = torch.sqrt(second, out=gradient)
             else:
                 norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-                second.mul_(beta2).add_(norm.square_().div_(gradient.shape[1]), alpha=1 - beta2)
+                second.mul_(beta2).add_(norm.square_().div_(gradient.shape[1]), alpha=one_minus_beta2)
                 denominator = second.sqrt()
             denominator.div_(self._root_correction).add_(self._rule.eps)
             value.mul_(self._weight_scale).addcdiv_(first, denominator, value=-self._step_size)

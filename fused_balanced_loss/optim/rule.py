@@ -18,33 +18,24 @@ GradientConsumer = Callable[[slice, Tensor, Tensor], None]
 class UpdateRule(NamedTuple):
     """The settings of the optimizer that do not change from step to step.
 
-    Args:
-        kind: which optimizer.
-        max_row_norm: the largest norm of a label's gradient, or None.
-        stochastic: whether rounding to bfloat16 is stochastic.
-        momentum, l2_penalty: of SGD; its weight decay is added to the gradient.
-        betas, eps: of AdamW.
+    kind: which optimizer. max_row_norm: the largest norm of a label's gradient, or None. stochastic: whether rounding
+    to bfloat16 is. The others are constants of the kernels, in their order: momentum and l2_penalty, its weight decay,
+    which is added to the gradient, are of SGD, the others of AdamW.
     """
 
     kind: Literal["sgd", "adamw"]
     max_row_norm: float | None
     stochastic: bool
     momentum: float = 0.0
-    l2_penalty: float = 0.0
-    betas: tuple[float, float] = (0.0, 0.0)
+    one_minus_beta1: float = 0.0
+    beta2: float = 0.0
+    one_minus_beta2: float = 0.0
     eps: float = 0.0
+    l2_penalty: float = 0.0
 
     def constants(self) -> dict[str, float]:
-        """What the kernels take of the rule, by the names and in the order of their own."""
-        beta1, beta2 = self.betas
-        return {
-            "momentum": self.momentum,
-            "one_minus_beta1": 1 - beta1,
-            "beta2": beta2,
-            "one_minus_beta2": 1 - beta2,
-            "eps": self.eps,
-            "l2_penalty": self.l2_penalty,
-        }
+        """The constants of the kernels by name."""
+        return dict(zip(self._fields[3:], self[3:], strict=True))
 
 
 class Rows(NamedTuple):
@@ -67,15 +58,13 @@ class Step(NamedTuple):
     """One step of the optimizer; all tensors are on the device of the weight.
 
     Args:
-        rule: the settings.
         numbers: float64 [4]. ``gradient_scale`` multiplies the gradients. ``step_size`` is the learning rate, for AdamW
             over the bias correction of the first moment. ``weight_scale`` multiplies the old weights (AdamW's decay).
             ``root_correction`` is the root of the bias correction of the second moment (AdamW).
         finite: bool, no dimensions; False makes the step change nothing.
         seed, number: int64, no dimensions; with an element's place they determine its random bits. ``number`` is that
             of the step.
-        weight: all rows of the weight.
-        bias: all rows of the bias, or None.
+        weight, bias: all their rows; None without a bias.
         first_label: the label of the weight's first row; not 0 in a shard.
     """
 

@@ -58,8 +58,8 @@ class SGDUpdate(ClassifierUpdate):
         return lr, one, one
 
     def _rule(self) -> UpdateRule:
-        stochastic = self.rounding == "stochastic"
-        return UpdateRule("sgd", self.max_row_norm, stochastic, momentum=self.momentum, l2_penalty=self.weight_decay)
+        rest = {"momentum": self.momentum, "l2_penalty": self.weight_decay}
+        return UpdateRule("sgd", self.max_row_norm, self.rounding == "stochastic", **rest)
 
 
 class AdamWUpdate(ClassifierUpdate):
@@ -113,4 +113,6 @@ class AdamWUpdate(ClassifierUpdate):
         return lr / beta1, 1 - lr * self.weight_decay, beta2.sqrt()
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule("adamw", self.max_row_norm, self.rounding == "stochastic", betas=self.betas, eps=self.eps)
+        beta1, beta2 = self.betas
+        rest = {"one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2, "eps": self.eps}
+        return UpdateRule("adamw", self.max_row_norm, self.rounding == "stochastic", **rest)
