@@ -14,11 +14,9 @@ _MULTI_HOT = "pass np.array(targets) if the rows are multi-hot"
 
 
 def ids_of_row(row: Iterable[int], k: int, num_labels: int) -> np.ndarray:
-    """The label ids of row ``k`` as int64 [n], in the order given; their range is checked by SparseTargets.
+    """The label ids of row ``k`` as int64 [n], in the order given; SparseTargets checks their range.
 
-    Raises:
-        TypeError: for ids that are not integers.
-        ValueError: for ids outside int64, which hold no label.
+    Raises TypeError for ids that are no integers, and ValueError for ids outside int64.
     """
     try:
         if isinstance(row, Tensor):
@@ -57,11 +55,9 @@ def refuse_multi_hot(rows: Sequence[np.ndarray], num_labels: int) -> None:
 
 
 def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
-    """Raises ValueError unless every entry is 0 or 1, naming the first other; waits for the device.
+    """Raises ValueError unless every entry of ``dense`` is 0 or 1, naming the first other; waits for the device.
 
-    Args:
-        dense: targets of any shape and dtype.
-        mask: bool, of a shape that expands to that of ``dense``; entries where it is False may have any value.
+    mask: bool, of a shape that expands to that of ``dense``; entries where it is False may have any value.
     """
     if dense.dtype == torch.bool or dense.numel() == 0:
         return

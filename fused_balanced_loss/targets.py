@@ -18,8 +18,8 @@ _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_bsr, torch.sparse_cs
 class SparseTargets:
     """Targets [N, C] as label ids: row ``k`` carries the labels ``col[crow[k]:crow[k + 1]]``, ascending.
 
-    :meth:`from_lists`, :meth:`from_dense`, :meth:`from_scipy` and :meth:`from_torch` make one from other forms, and
-    check what they are given. The constructor checks too, and therefore waits for the device that holds its tensors.
+    The constructor checks, and therefore waits for the device that holds its tensors; so do the methods that make one
+    from other forms.
 
     Args:
         crow: int64 [N + 1], offsets into ``col``.
@@ -41,12 +41,9 @@ class SparseTargets:
             self.check()
 
     def check(self) -> None:
-        """Raises unless these are valid targets; waits for the device that holds the tensors.
+        """Raises TypeError or ValueError unless these are valid targets, naming the first row with a wrong label id.
 
-        Raises:
-            TypeError: for tensors of another dtype or number of dimensions.
-            ValueError: for offsets that do not rise from 0 to nnz, and for label ids that are out of range, repeated or
-                out of order, naming the first such row.
+        Waits for the device that holds the tensors.
         """
         for name in ("crow", "col"):
             value = getattr(self, name)
@@ -82,9 +79,8 @@ class SparseTargets:
         """From each sample's label ids, in any order.
 
         Raises:
-            TypeError: for ids that are not integers.
-            ValueError: for ids that are out of range or twice in a sample, naming the row; and for rows that may as
-                well be multi-hot: all have C entries, all entries are 0 or 1, and not all rows ascend.
+            TypeError, ValueError: for ids that are no integers, out of range or twice in a sample, naming the row; and
+                for rows that may as well be multi-hot: all have C entries, all are 0 or 1, and not all rows ascend.
         """
         if not isinstance(ids, Iterable):
             raise TypeError(f"targets: expected each sample's label ids, got {describe(ids)}")
@@ -100,8 +96,7 @@ class SparseTargets:
         """From a dense [N, C] tensor, array or table of 0 and 1 in any real dtype; a tensor's device is kept.
 
         Raises:
-            TypeError: for anything that is no array of numbers.
-            ValueError: for another number of dimensions, or for other values.
+            TypeError, ValueError: for anything else, another number of dimensions, and other values.
         """
         dense = as_tensor("targets", targets)
         if dense.dim() != 2 or dense.shape[1] == 0:
@@ -118,8 +113,7 @@ class SparseTargets:
         """From a scipy sparse matrix or array [N, C] of 0 and 1; explicit zeros are dropped.
 
         Raises:
-            TypeError: for another kind of object.
-            ValueError: for another number of dimensions, or for other values.
+            TypeError, ValueError: for anything else, another number of dimensions, and other values.
         """
         if not hasattr(matrix, "tocsr"):
             raise TypeError(f"targets: expected a scipy sparse matrix, got {describe(matrix)}")
@@ -140,8 +134,7 @@ class SparseTargets:
         The layout is COO, CSR, CSC, BSR or BSC, without dense dimensions.
 
         Raises:
-            TypeError: for a dense tensor.
-            ValueError: for other dimensions, for indices outside the tensor's shape, or for other values.
+            TypeError, ValueError: for anything else, indices outside the tensor's shape, and other values.
         """
         if not isinstance(matrix, Tensor) or matrix.layout not in _SPARSE:
             raise TypeError(f"targets: expected a sparse [N, C] tensor, got {describe(matrix)}")
@@ -176,7 +169,7 @@ class SparseTargets:
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> SparseTargets:
         """Some of the rows, in the order asked for: a slice, or a sequence or tensor of row numbers."""
-        chosen = index
+        chosen: Any = index
         if not isinstance(index, slice):
             chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
             chosen = chosen if chosen.size else chosen.astype(np.int64)
@@ -204,10 +197,9 @@ class SparseTargets:
 
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
-        parts = (self.crow, self.col)
         # Tracing knows no negative bit, and compiled code never sets one.
-        negative = not torch.compiler.is_compiling() and any(part.is_neg() for part in parts)
-        if not negative and all(part.is_contiguous() for part in parts):
+        compiling = torch.compiler.is_compiling()
+        if all(part.is_contiguous() and (compiling or not part.is_neg()) for part in (self.crow, self.col)):
             return self
         return self._of_each(lambda part: part.resolve_neg().contiguous())
 
@@ -245,11 +237,8 @@ class SparseTargets:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SparseTargets):
             return NotImplemented
-        return (
-            self.num_labels == other.num_labels
-            and torch.equal(self.crow, other.crow)
-            and torch.equal(self.col, other.col)
-        )
+        same = torch.equal(self.crow, other.crow) and torch.equal(self.col, other.col)
+        return same and self.num_labels == other.num_labels
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -258,16 +247,10 @@ class SparseTargets:
 
 
 def as_sparse_targets(targets: Any, num_labels: int | None = None) -> SparseTargets:
-    """SparseTargets from any form that targets come in.
+    """SparseTargets from any form that :meth:`LabelStatistics.from_targets` takes, checked.
 
-    Args:
-        targets: SparseTargets; a dense [N, C] tensor, array or table such as a pandas DataFrame; a scipy or torch
-            sparse matrix [N, C]; or an iterable of each sample's label ids.
-        num_labels: C; needed for label ids, compared with the others' number of labels.
-
-    Raises:
-        TypeError, ValueError: naming what was expected and what came. SparseTargets are checked, too: they may have
-            been made without.
+    ``num_labels`` is C: needed for label ids, compared with the others' number of labels. Raises TypeError or
+    ValueError.
     """
     if isinstance(targets, SparseTargets):
         targets.check()

@@ -36,9 +36,8 @@ def check_linear_settings(
 
 def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, statistics: LabelStatistics | None) -> None:
     """Raises TypeError or ValueError unless features, weight, bias and statistics belong together."""
-    for name, value in (("features", features), ("weight", weight), ("bias", bias)):
-        if value is None and name == "bias":
-            continue
+    given = {"features": features, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, value in given.items():
         check_floating(name, value)
         if value.device != features.device:
             raise ValueError(f"{name}: expected the device of the features, {features.device}, got {value.device}")

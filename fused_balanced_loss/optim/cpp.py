@@ -56,8 +56,9 @@ def kernel(macros: Macros) -> Callable[..., Any]:
     function = library(_NAME, macros).classifier_update
     address, integer = ctypes.c_void_p, ctypes.c_int64
     gradients, weight, bias = [address] * 2, [address, integer, address, address], [address] * 3
-    place, settings, threads = [integer] * 3, [address, integer, integer], [ctypes.c_int]
-    function.argtypes = gradients + weight + bias + place + settings + threads
+    place, settings = [integer] * 3, [address, integer, integer]
+    argtypes: list[Any] = [*gradients, *weight, *bias, *place, *settings, ctypes.c_int]
+    function.argtypes = argtypes
     function.restype = None
     return function
 
