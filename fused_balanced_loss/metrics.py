@@ -50,7 +50,11 @@ class ThresholdedF1:
             stands for no limit. These instances are scored by themselves, too; groups may overlap.
         activation: ``"none"`` compares the logits themselves, such as an SVM's decisions, in float32.
 
-    The counts are int64 [2, 1 + G, C, T + 1] on the device of the logits, with G instance groups.
+    Attributes:
+        label_groups: names of the label groups, ``"total"`` first.
+        instance_groups: names of the G instance groups.
+
+    The counts are int64 [2, 1 + G, C, T + 1] on the device of the logits.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -70,21 +74,12 @@ class ThresholdedF1:
         self.thresholds = as_thresholds(thresholds, activation)
         self.num_samples = 0
         self._sorted, self._place = np.unique(self.thresholds, return_inverse=True)
-        self._label_groups = label_masks(label_groups, self.num_labels)
+        self._masks = label_masks(label_groups, self.num_labels)
         self._ranges = label_count_ranges(instance_groups)
+        self.label_groups, self.instance_groups = tuple(self._masks), tuple(self._ranges)
         # [0] counts true labels and [1] predicted ones: of all instances and of each group of them, by label and by the
         # number of thresholds that the probability is above. Only true labels are counted where it is above none.
         self._counts = torch.zeros(2, 1 + len(self._ranges), self.num_labels, len(self._sorted) + 1, dtype=torch.int64)
-
-    @property
-    def label_groups(self) -> tuple[str, ...]:
-        """Names of the label groups, ``"total"`` first."""
-        return tuple(self._label_groups)
-
-    @property
-    def instance_groups(self) -> tuple[str, ...]:
-        """Names of the instance groups."""
-        return tuple(self._ranges)
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Any) -> None:
@@ -92,7 +87,7 @@ class ThresholdedF1:
 
         Args:
             logits: [n, C] of a floating dtype, on any device; n may be 0.
-            targets: [n, C] as SparseTargets, or in any other form that ``LabelStatistics.from_targets`` takes.
+            targets: [n, C], in any form that ``LabelStatistics.from_targets`` takes.
 
         Raises:
             TypeError, ValueError: for other shapes, dtypes or values, such as a NaN logit or a label id out of range.
@@ -125,8 +120,7 @@ class ThresholdedF1:
             instances: one of :attr:`instance_groups`; None takes all instances.
 
         Raises:
-            ValueError: for an unknown group.
-            RuntimeError: before any sample was counted.
+            ValueError, RuntimeError: for an unknown group, and before any sample was counted.
         """
         true, predicted, hits = (part.sum(0) for part in self._select(group, instances))
         return _f1(true, predicted, hits)[self._place]
@@ -151,11 +145,11 @@ class ThresholdedF1:
 
     def scores(self, threshold: float) -> Scores:
         """Micro- and macro-F1 at one of the thresholds, by label group: ``{"total": {"micro": ..., "macro": ...}}``."""
-        return {name: self._scores(threshold, name) for name in self._label_groups}
+        return {name: self._scores(threshold, name) for name in self.label_groups}
 
     def instance_scores(self, threshold: float) -> Scores:
         """Micro- and macro-F1 over all labels at one of the thresholds, by instance group."""
-        return {name: self._scores(threshold, TOTAL, name) for name in self._ranges}
+        return {name: self._scores(threshold, TOTAL, name) for name in self.instance_groups}
 
     def _scores(self, threshold: float, *which: str) -> dict[str, float]:
         found = np.flatnonzero(self.thresholds == threshold)
@@ -167,7 +161,7 @@ class ThresholdedF1:
         """Adds what ``other`` has counted, such as another process's share of the samples.
 
         Raises:
-            ValueError: unless both have the same labels, thresholds and instance groups.
+            TypeError, ValueError: unless both have the same labels, thresholds and instance groups.
         """
         if not isinstance(other, ThresholdedF1):
             raise TypeError(f"other: expected a ThresholdedF1, got {type(other).__name__}")
@@ -224,12 +218,12 @@ class ThresholdedF1:
         """True labels [labels, 1], predicted labels and hits [labels, U] at each sorted threshold."""
         if not self.num_samples:
             raise RuntimeError("no sample was counted yet: call update first")
-        if group not in self._label_groups:
-            raise ValueError(f"group: expected one of {list(self._label_groups)}, got {group!r}")
+        if group not in self._masks:
+            raise ValueError(f"group: expected one of {list(self._masks)}, got {group!r}")
         if instances is not None and instances not in self._ranges:
             raise ValueError(f"instances: expected one of {list(self._ranges)}, got {instances!r}")
-        part = 0 if instances is None else 1 + list(self._ranges).index(instances)
-        counts = self._counts[:, part].cpu()[:, self._label_groups[group]]
+        part = 0 if instances is None else 1 + self.instance_groups.index(instances)
+        counts = self._counts[:, part].cpu()[:, self._masks[group]]
         true, predicted = counts.flip(-1).cumsum(-1).flip(-1).double().numpy()
         return true[:, :1], predicted[:, 1:], true[:, 1:]
 
