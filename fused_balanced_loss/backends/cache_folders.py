@@ -86,8 +86,7 @@ def _preferred() -> str:
 def _trusted(folder: Path) -> Path:
     """The folder, given without links; it and what is missing above it is made with mode 0700.
 
-    Raises:
-        OSError: where it cannot be made or is not trusted; the message names the folder at fault.
+    Raises OSError where that fails or the folder is not trusted; the message names the folder at fault.
     """
     # From the top: nothing is made in a folder that is not trusted.
     for each in reversed(folder.parents):

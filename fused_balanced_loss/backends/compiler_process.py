@@ -13,12 +13,8 @@ from pathlib import Path
 def run_compiler(command: list[str], scratch: Path, deadline: float) -> tuple[str, str]:
     """Runs the command: how it failed, ``""`` if it succeeds, and what it said.
 
-    Args:
-        scratch: folder for temporary files.
-        deadline: when the compiler and all processes that it has started are killed, in ``time.monotonic``'s seconds.
-
-    Raises:
-        OSError: where the compiler cannot be started.
+    Its temporary files are in ``scratch``. At ``deadline``, in ``time.monotonic``'s seconds, the compiler and all
+    processes that it has started are killed. Raises OSError where it cannot be started.
     """
     limit = max(0.0, deadline - time.monotonic())
     # A file and no pipe: whoever reads a pipe waits for every process that still holds it.

@@ -21,14 +21,10 @@ from .collectives import averaged, check_batch, exchange, gather, gather_columns
 class LabelShard:
     """This rank's labels of a classifier in one call: the ``Shard`` of ``classifier.functional.run``, and its update.
 
-    As an update it is skipped by all ranks or by none, and steps on gradients averaged over the data-parallel group.
-
     Args:
-        first_label: the label of the first row of this rank's weight.
-        sizes: how many labels each rank has.
-        group: the ranks.
-        update: changes this rank's rows in place.
-        data_group: the ranks that hold the same labels and have batches of their own.
+        sizes: how many labels each rank of ``group`` has.
+        update: changes this rank's rows in place. A step is skipped by all ranks or by none; its gradients are averaged
+            over ``data_group``, the ranks that hold the same labels and have batches of their own.
         check: whether the ranks compare their batches.
     """
 

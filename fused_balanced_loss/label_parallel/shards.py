@@ -55,12 +55,7 @@ def fill_uniform(parts: Sequence[Tensor], first_label: int, seed: int) -> None:
 
 
 def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
-    """A one-dimensional mesh, also from a process group.
-
-    Raises:
-        TypeError: for another type.
-        ValueError: for a mesh of several dimensions, and for one that this rank is not part of.
-    """
+    """A one-dimensional mesh of which this rank is part, also from a process group; raises TypeError or ValueError."""
     if isinstance(mesh, dist.ProcessGroup):
         backend = dist.get_backend(mesh)
         return DeviceMesh.from_group(mesh, "cuda" if "nccl" in backend else "cpu")

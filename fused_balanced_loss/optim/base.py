@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..input_values import as_integer
+from ..spec import check_choice
 from .checks import StateForm, check_apart, check_classifier, check_number, check_number_or_tensor, check_state
 from .rule import GradientConsumer, Rows, Step, UpdateRule
 from .select import select_update
@@ -70,8 +71,7 @@ class ClassifierUpdate(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        if rounding not in get_args(Rounding):
-            raise ValueError(f"rounding: expected 'stochastic' or 'nearest', got {rounding!r}")
+        check_choice("rounding", rounding, get_args(Rounding))
         self.lr = lr
         self.lr_factor = self.loss_scale = 1.0
         self.weight_decay = check_number("weight_decay", weight_decay)
@@ -93,12 +93,8 @@ class ClassifierUpdate(nn.Module):
     def prepare(self, weight: Tensor, bias: Tensor | None, first_label: int = 0) -> None:
         """Makes the state for a classifier's weight [C, D] and bias [C]; their owner calls it once.
 
-        Args:
-            first_label: the label of the weight's first row, in a shard.
-
-        Raises:
-            RuntimeError: where it was called before.
-            TypeError, ValueError: for a classifier that cannot be changed in place.
+        ``first_label`` is the label of the weight's first row, in a shard. Raises RuntimeError where it was called
+        before, and TypeError or ValueError for a classifier that cannot be changed in place.
         """
         if self._form is not None:
             raise RuntimeError(
@@ -114,9 +110,7 @@ class ClassifierUpdate(nn.Module):
     def check(self, weight: Tensor, bias: Tensor | None) -> None:
         """Raises unless this is a classifier like the one prepared for, and the state is as ``prepare`` made it.
 
-        Raises:
-            RuntimeError: before ``prepare``.
-            TypeError, ValueError: naming the tensor, what was expected and what came.
+        That is a RuntimeError before ``prepare``, else a TypeError or ValueError, naming the tensor.
         """
         if self._form is None:
             raise RuntimeError("update: expected prepare(weight, bias) before the first step")
@@ -142,13 +136,9 @@ class ClassifierUpdate(nn.Module):
     def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
         """Begins one step; the result takes each chunk's rows and the gradients of their weight and bias.
 
-        Args:
-            factor: no dimensions; what the gradients are yet to be multiplied by.
-            finite: bool, no dimensions; False makes the step change nothing.
-
-        Raises:
-            RuntimeError: in a backward through several calls of the classifier.
-            RuntimeError, TypeError, ValueError: as :meth:`check`.
+        ``factor`` is what the gradients are yet to be multiplied by; ``finite``, bool, makes the step change nothing
+        where it is False. Neither has dimensions. Raises as :meth:`check`, and RuntimeError in a backward through
+        several calls of the classifier.
         """
         self.check(weight, bias)
         self._check_backward()

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..spec import check_choice
 from .base import ClassifierUpdate, Rounding
 from .checks import check_number
 from .rule import UpdateRule
@@ -46,8 +47,7 @@ class SGDUpdate(ClassifierUpdate):
     ) -> None:
         super().__init__(lr, weight_decay=weight_decay, max_row_norm=max_row_norm, rounding=rounding, seed=seed)
         self.momentum = check_number("momentum", momentum, below=1.0)
-        if state not in get_args(MomentumState):
-            raise ValueError(f"state: expected 'float32' or 'bfloat16', got {state!r}")
+        check_choice("state", state, get_args(MomentumState))
         self.state = state
 
     def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
@@ -99,8 +99,7 @@ class AdamWUpdate(ClassifierUpdate):
             raise TypeError(f"betas: expected two numbers, got {betas!r}")
         self.betas = (check_number("betas", betas[0], below=1.0), check_number("betas", betas[1], below=1.0))
         self.eps = check_number("eps", eps)
-        if state not in get_args(AdamWState):
-            raise ValueError(f"state: expected 'float32', 'bfloat16' or 'row', got {state!r}")
+        check_choice("state", state, get_args(AdamWState))
         self.state = state
 
     def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
