@@ -27,7 +27,6 @@ import shutil
 import time
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,31 +52,6 @@ _warned: set[str] = set()
 
 class KernelBuildError(RuntimeError):
     """A C++ kernel cannot be had: there is no compiler, it fails, or there is no folder for what it makes."""
-
-
-class _Recipe(NamedTuple):
-    """What a kernel is built from."""
-
-    source: Path
-    macros: Macros
-    compiler: tuple[str, ...]
-    march: str
-
-    def command(self, made: Path, *threading: str) -> list[str]:
-        defines = [f"-D{name}={value}" for name, value in self.macros]
-        options = [*_FLAGS, f"-march={self.march}", *threading, *defines]
-        return [*self.compiler, *options, str(self.source), "-o", str(made)]
-
-    def file_stem(self) -> str:
-        """Changes with whatever the machine code depends on."""
-        sources = [self.source, *sorted(_SOURCES.glob("*.h"))]
-        # An upgrade replaces the compiler's file and keeps its name.
-        executable = os.stat(self.compiler[0])
-        compiler = [*self.compiler, str(executable.st_size), str(executable.st_mtime_ns)]
-        processor = _processor() if self.march == "native" else ""
-        parts = [*(each.read_text() for each in sources), repr(sorted(self.macros)), self.march, processor]
-        key = hashlib.sha256("\n".join([*parts, *compiler, *_FLAGS]).encode()).hexdigest()[:20]
-        return f"{self.source.stem}-{key}"
 
 
 def library(name: str, macros: Macros) -> ctypes.CDLL:
@@ -125,19 +99,19 @@ def pointer(tensor: Tensor | None) -> int | None:
 def _find(name: str, macros: Macros) -> ctypes.CDLL | str:
     """The library, or why there is none: an exception that is kept would keep the tensors of its frames."""
     variant = f"{name} ({', '.join(f'{macro}={value}' for macro, value in macros)})"
+    source, march = _SOURCES / f"{name}.cpp", os.environ.get("FUSED_BALANCED_LOSS_MARCH") or "native"
     try:
-        recipe = _Recipe(
-            _SOURCES / f"{name}.cpp", macros, _compiler(), os.environ.get("FUSED_BALANCED_LOSS_MARCH") or "native"
-        )
-        return _load_or_build(recipe)
+        if not source.is_file():
+            raise KernelBuildError(f"the source {source} is missing: the package was installed without its kernels")
+        options = [*_FLAGS, f"-march={march}", *(f"-D{macro}={value}" for macro, value in macros)]
+        return _load_or_build(source, [*_compiler(), *options])
     except (OSError, KernelBuildError) as error:
         return f"{variant}: {error}"
 
 
-def _load_or_build(recipe: _Recipe) -> ctypes.CDLL:
-    if not recipe.source.is_file():
-        raise KernelBuildError(f"the source {recipe.source} is missing: the package was installed without its kernels")
-    stem = recipe.file_stem()
+def _load_or_build(source: Path, command: list[str]) -> ctypes.CDLL:
+    """The library of a source; ``command``: the compiler with its options."""
+    stem = _file_stem(source, command)
     folders = cache_folders()
     for folder in folders:
         kept = _load_kept(folder, stem)
@@ -146,7 +120,32 @@ def _load_or_build(recipe: _Recipe) -> ctypes.CDLL:
     folder, deadline = folders[-1], time.monotonic() + _TIME_LIMIT
     with build_lock(folder, stem, deadline) as scratch:
         # Another process may have built it while this one waited.
-        return _load_kept(folder, stem) or _build(recipe, folder, stem, scratch, deadline)
+        kept = _load_kept(folder, stem)
+        if kept is not None:
+            return kept
+        made = scratch / "kernel.so"
+        _compile(command, [str(source), "-o", str(made)], scratch, deadline)
+        made.chmod(0o600)
+        with open(made, "r+b") as file:
+            digest = _digest(file.read())
+            os.fsync(file.fileno())
+        path = folder / f"{stem}-{digest}.so"
+        os.replace(made, path)
+    try:
+        return _load(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _file_stem(source: Path, command: list[str]) -> str:
+    """Changes with whatever the machine code depends on."""
+    sources = [each.read_text() for each in (source, *sorted(_SOURCES.glob("*.h")))]
+    # An upgrade replaces the compiler's file and keeps its name.
+    compiler = os.stat(command[0])
+    processor = _processor() if "-march=native" in command else ""
+    parts = "\n".join([*sources, *command, str(compiler.st_size), str(compiler.st_mtime_ns), processor])
+    return f"{source.stem}-{hashlib.sha256(parts.encode()).hexdigest()[:20]}"
 
 
 def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
@@ -173,33 +172,15 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _build(recipe: _Recipe, folder: Path, stem: str, scratch: Path, deadline: float) -> ctypes.CDLL:
-    made = scratch / "kernel.so"
-    _compile(recipe, made, deadline)
-    made.chmod(0o600)
-    with open(made, "r+b") as file:
-        digest = _digest(file.read())
-        os.fsync(file.fileno())
-    path = folder / f"{stem}-{digest}.so"
-    os.replace(made, path)
-    try:
-        return _load(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _compile(recipe: _Recipe, made: Path, deadline: float) -> None:
-    command = recipe.command(made, "-fopenmp")
-    failure, output = run_compiler(command, made.parent, deadline)
+def _compile(command: list[str], files: list[str], scratch: Path, deadline: float) -> None:
+    failure, output = run_compiler([*command, "-fopenmp", *files], scratch, deadline)
+    command = [*command, *files]
     # A compiler without OpenMP gives kernels that run on one thread. No other failure may end in such a kernel.
     if failure and _NO_OPENMP.search(output):
-        command = recipe.command(made)
-        failure, output = run_compiler(command, made.parent, deadline)
+        failure, output = run_compiler(command, scratch, deadline)
     if failure:
         lines = [line for line in output.splitlines() if line.strip()][:_LINES_OF_ERROR]
-        what = f"the compiler {recipe.compiler[0]} {failure}"
-        raise KernelBuildError("\n".join([what, shlex.join(command), *lines]))
+        raise KernelBuildError("\n".join([f"the compiler {command[0]} {failure}", shlex.join(command), *lines]))
 
 
 def _compiler() -> tuple[str, ...]:
