@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from ..collate import SparseTargetsCollator
@@ -44,13 +45,12 @@ class PaddedLabelIds(dict[str, Tensor]):
     @classmethod
     def from_targets(cls, targets: SparseTargets) -> PaddedLabelIds:
         """From valid targets [n, C]."""
-        count = targets.crow.diff()
-        width = max(1, int(count.max())) if len(targets) else 1
-        ids = torch.full((len(targets), width), IGNORED, device=targets.device)
-        rows = targets.rows
-        ids[rows, torch.arange(len(rows), device=targets.device) - targets.crow[rows]] = targets.col
-        padded = cls(label_ids=ids, num_labels=torch.full_like(count, targets.num_labels))
-        return padded._remember((targets.num_labels, len(rows)))
+        counts = targets.crow.diff()
+        # The last row makes the width at least 1, also of no samples.
+        rows = [*torch.split(targets.col, counts.tolist()), targets.col.new_full((1,), IGNORED)]
+        ids = pad_sequence(rows, batch_first=True, padding_value=IGNORED)[:-1]
+        padded = cls(label_ids=ids, num_labels=torch.full_like(counts, targets.num_labels))
+        return padded._remember((targets.num_labels, len(targets.col)))
 
     def to_targets(self, num_labels: int) -> SparseTargets:
         """SparseTargets [n, C] on the same device, for a model of ``num_labels`` labels.
@@ -69,15 +69,13 @@ class PaddedLabelIds(dict[str, Tensor]):
             )
         present = ids != IGNORED
         crow = row_offsets(present.sum(1))
-        if known is None:
-            return SparseTargets(crow, ids[present], num_labels)
         # ``ids[present]`` would wait for the device to learn its own length. Each id goes to its place, and padding
         # goes to one place behind them all.
+        num_ids = known[1] if known else int(crow[-1])
         ids, present = ids.reshape(-1), present.reshape(-1)
-        num_ids = known[1]
         place = torch.where(present, present.cumsum(0) - 1, num_ids)
         col = ids.new_empty(num_ids + 1).scatter_(0, place, ids)[:num_ids]
-        return SparseTargets(crow, col, num_labels, check=False)
+        return SparseTargets(crow, col, num_labels, check=not known)
 
     def ne(self, ignored: int) -> Tensor:
         """What Trainer sums to count the items of a step; every label of every sample is one, as in a dense target."""

@@ -97,7 +97,15 @@ class ClassifierUpdateCallback(TrainerCallback):
         if scaler is not None and scaler.is_enabled():
             update.loss_scale = scaler.get_scale()
         if self.follow_schedule:
-            update.lr_factor = _share_of_schedule(optimizer.param_groups[0], args)
+            group = optimizer.param_groups[0]
+            # The learning rate that its schedule began with.
+            first = group.get("initial_lr", args.learning_rate)
+            if not first:
+                raise ValueError(
+                    "learning_rate: expected one above 0 for update to follow its schedule, got 0; "
+                    "see ClassifierUpdateCallback(follow_schedule=False)"
+                )
+            update.lr_factor = group["lr"] / first
         head.grant_step()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -140,14 +148,3 @@ def _check_arguments(args: TrainingArguments) -> None:
             f"gradient and diverge, got {devices} and deepspeed={deepspeed}, fsdp={fsdp}; leave update away, or see "
             "LabelParallelLinearLoss"
         )
-
-
-def _share_of_schedule(group: dict[str, Any], args: TrainingArguments) -> Any:
-    """The present learning rate of a parameter group over the one that its schedule began with."""
-    first = group.get("initial_lr", args.learning_rate)
-    if not first:
-        raise ValueError(
-            "learning_rate: expected one above 0 for update to follow its schedule, got 0; "
-            "see ClassifierUpdateCallback(follow_schedule=False)"
-        )
-    return group["lr"] / first
