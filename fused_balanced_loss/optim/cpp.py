@@ -25,7 +25,22 @@ def begin(step: Step) -> GradientConsumer:
     # The members of the kernel's ``Settings``.
     numbers = (*step.numbers.tolist(), *step.rule.constants().values(), step.rule.max_row_norm or 0.0)
     settings = (ctypes.c_float * len(numbers))(*numbers)
-    return functools.partial(_update, step, kernel(_macros(step)), settings, int(step.seed), int(step.number))
+    update, seed, number = kernel(_macros(step)), int(step.seed), int(step.number)
+
+    def take_gradients(rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
+        weight = step.weight.cut(rows)
+        bias = (None,) * 3 if step.bias is None else step.bias.cut(rows)
+        num_rows, num_features = weight_gradient.shape
+        weight_gradient, bias_gradient = weight_gradient.contiguous(), bias_gradient.contiguous()
+        update(
+            *(weight_gradient.data_ptr(), bias_gradient.data_ptr()),
+            *(weight.value.data_ptr(), weight.value.stride(0), *map(pointer, weight[1:])),
+            *map(pointer, bias),
+            *(num_rows, num_features, step.first_label + rows.start),
+            *(settings, seed, number, num_threads(num_rows * num_features)),
+        )
+
+    return take_gradients
 
 
 def is_built(step: Step) -> bool:
@@ -61,37 +76,6 @@ def kernel(macros: Macros) -> Callable[..., Any]:
     function.argtypes = argtypes
     function.restype = None
     return function
-
-
-def _update(
-    step: Step,
-    kernel: Callable[..., Any],
-    settings: Any,
-    seed: int,
-    number: int,
-    rows: slice,
-    weight_gradient: Tensor,
-    bias_gradient: Tensor,
-) -> None:
-    weight = step.weight.cut(rows)
-    bias = (None,) * 3 if step.bias is None else step.bias.cut(rows)
-    num_rows, num_features = weight_gradient.shape
-    weight_gradient, bias_gradient = weight_gradient.contiguous(), bias_gradient.contiguous()
-    kernel(
-        weight_gradient.data_ptr(),
-        bias_gradient.data_ptr(),
-        weight.value.data_ptr(),
-        weight.value.stride(0),
-        *map(pointer, weight[1:]),
-        *map(pointer, bias),
-        num_rows,
-        num_features,
-        step.first_label + rows.start,
-        settings,
-        seed,
-        number,
-        num_threads(num_rows * num_features),
-    )
 
 
 def _bits(tensor: Tensor | None) -> int:

@@ -26,18 +26,14 @@ class _GradientConsumer:
         self._keys: dict[int, Tensor] = {}
 
     def __call__(self, rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
-        weight = self._step.weight.cut(rows)
-        bias = None if self._step.bias is None else self._step.bias.cut(rows)
+        step = self._step
         size = max(1, _ELEMENTS_A_THREAD * torch.get_num_threads() // weight_gradient.shape[1])
-        for start in range(0, len(weight_gradient), size):
-            part = slice(start, start + size)
-            self._update(
-                weight_gradient[part],
-                bias_gradient[part, None],
-                weight.cut(part),
-                None if bias is None else bias.cut(part),
-                self._step.first_label + rows.start + start,
-            )
+        for start in range(rows.start, rows.stop, size):
+            part = slice(start, min(start + size, rows.stop))
+            own = slice(part.start - rows.start, part.stop - rows.start)
+            bias = None if step.bias is None else step.bias.cut(part)
+            first_label = step.first_label + start
+            self._update(weight_gradient[own], bias_gradient[own, None], step.weight.cut(part), bias, first_label)
 
     def _update(
         self, weight_gradient: Tensor, bias_gradient: Tensor, weight: Rows, bias: Rows | None, first_label: int
