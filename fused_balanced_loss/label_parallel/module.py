@@ -244,11 +244,11 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         return logits.view(*features.shape[:-1], -1)
 
     def predict_topk(self, features: Tensor, k: int) -> TopLabels:
-        """As :meth:`LinearBalancedLoss.predict_topk`, of all labels, on every rank."""
+        """As :func:`predict_topk`, of all labels, on every rank."""
         return self._shard().predict_topk(features, *self._classifier(), k, self.chunk_size)
 
     def predict_above(self, features: Tensor, threshold: float) -> LabelsAbove:
-        """As :meth:`LinearBalancedLoss.predict_above`, of all labels, on every rank."""
+        """As :func:`predict_above`, of all labels, on every rank."""
         return self._shard().predict_above(features, *self._classifier(), threshold, self.chunk_size)
 
     def extra_repr(self) -> str:
