@@ -156,11 +156,7 @@ def flat_batch(
     label_mask: Tensor | None,
     ignore_index: int | float | None,
 ) -> Batch:
-    """What belongs to logits of ``shape`` [..., C] on ``device``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
-    """
+    """What belongs to logits of ``shape`` [..., C] on ``device``; raises TypeError or ValueError."""
     targets = _flat_targets(targets, shape, device)
     mask = _flat_label_mask(label_mask, shape, device)
     if ignore_index is not None:

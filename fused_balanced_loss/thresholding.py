@@ -23,9 +23,7 @@ CHUNK = 2**20
 def check_logits(logits: Tensor, num_labels: int | None) -> int:
     """The number of labels C of logits [n, C], where it is known ``num_labels``; waits for the device.
 
-    Raises:
-        TypeError: unless it is a dense tensor of a floating dtype.
-        ValueError: for another shape, and for a NaN, naming the first.
+    Raises TypeError for anything but a dense floating tensor, and ValueError for another shape and for a NaN.
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
@@ -51,10 +49,8 @@ def probabilities(logits: Tensor, activation: Activation) -> Iterator[tuple[int,
 def as_thresholds(thresholds: Any, activation: Activation) -> FloatArray:
     """Thresholds as a read-only float64 array [T].
 
-    Raises:
-        TypeError: for what are no numbers.
-        ValueError: for another activation or number of dimensions, and for numbers outside [0, 1], or, with activation
-            "none", outside float32.
+    Raises TypeError or ValueError for an unknown activation, and for anything but numbers in [0, 1] or, with activation
+    "none", in float32.
     """
     check_choice("activation", activation, get_args(Activation))
     try:

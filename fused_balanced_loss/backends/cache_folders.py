@@ -25,16 +25,12 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folders() -> list[Path]:
-    """Trusted folders to look for kernels in, the preferred one first. New kernels go to the last, which can be
-    written.
+    """Trusted folders to look for kernels in, the preferred one first. New kernels go to the last one.
 
     The preferred folder is the one that ``FUSED_BALANCED_LOSS_CACHE`` names, else ``fused_balanced_loss`` in
     ``XDG_CACHE_HOME`` or in ``~/.cache``. Where it cannot be made, written or trusted, the user's processes share a
     folder in the temporary folder. Where that is not trusted either, the process has its own folder there, which it
-    removes when it ends.
-
-    Raises:
-        OSError: where not even the temporary folder can be trusted.
+    removes when it ends. Raises OSError where not even the temporary folder can be trusted.
     """
     folders = []
     try:
@@ -56,9 +52,7 @@ def cache_folders() -> list[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Raises:
-    OSError: for anything but a file that this user or root owns and nobody else can write.
-    """
+    """Raises OSError for anything but a file that this user or root owns and nobody else can write."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(f"{path} is not a file")

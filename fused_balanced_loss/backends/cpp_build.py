@@ -57,9 +57,8 @@ class KernelBuildError(RuntimeError):
 def library(name: str, macros: Macros) -> ctypes.CDLL:
     """The kernels of ``kernels/<name>.cpp``, which says what the macros mean, for one set of them.
 
-    Raises:
-        KernelBuildError: where it cannot be built or loaded. A process tries each set of macros once, until
-            :func:`forget`.
+    Raises KernelBuildError where it cannot be built or loaded. A process tries each set of macros once, until
+    :func:`forget`.
     """
     found = _find(name, macros)
     if isinstance(found, str):
@@ -158,9 +157,7 @@ def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
 
 
 def _load(path: Path) -> ctypes.CDLL:
-    """Raises:
-    OSError: where others could have written the file, its content is not what was built, or it cannot be loaded.
-    """
+    """Raises OSError where others could have written the file, it is not what was built, or it cannot be loaded."""
     check_file(path)
     # The loader maps the file: reading behind its end would kill the process.
     if _digest(path.read_bytes()) != path.stem.rpartition("-")[2]:

@@ -164,13 +164,9 @@ def step_loss(
 ) -> Tensor:
     """The mean loss of a Trainer's batch as its share of the mean over the optimizer step.
 
-    Args:
-        loss: from values [n, ...] of the model and targets [n, num_labels] to the mean loss.
-        num_items: what Trainer gives as ``num_items_in_batch``; None leaves the mean over the batch.
-
-    Raises:
-        TypeError: for no labels, and for SparseTargets in training.
-        ValueError: for label ids of another number of labels than the model's.
+    ``loss`` makes the mean loss of values [n, ...] and targets [n, num_labels]. ``num_items`` is what Trainer gives as
+    ``num_items_in_batch``; None leaves the mean over the batch. Raises TypeError for no labels, and for SparseTargets
+    in training, and ValueError for label ids of another number of labels than the model's.
     """
     if isinstance(labels, SparseTargets) and num_items is None and torch.is_grad_enabled():
         # Trainer cannot count their items, and would silently add up accumulated batches instead of their mean.

@@ -74,10 +74,7 @@ def common_seed(groups: Sequence[Group]) -> int:
 
 
 def check_agreement(values: dict[str, bytes], group: Group) -> None:
-    """Raises ValueError on all ranks, naming the first of ``values`` that is not the same on all.
-
-    ``values`` holds by name what the ranks compare. Digests of it are sent, in one exchange.
-    """
+    """Raises ValueError on all ranks, naming the first of ``values`` that is not the same on all; digests are sent."""
     everyone: list[Any] = [None] * group.size()
     dist.all_gather_object(everyone, {name: hashlib.sha256(value).digest() for name, value in values.items()}, group)
     for name in values:

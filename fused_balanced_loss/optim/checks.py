@@ -56,8 +56,7 @@ def check_classifier(weight: Tensor, bias: Tensor | None) -> None:
 def check_state(state: Mapping[str, Any], form: StateForm, device: torch.device) -> None:
     """Raises TypeError or ValueError unless every tensor of the state is what the kernels take it for.
 
-    The kernels read and write the state by pointer, so that another dtype, stride or device would silently give wrong
-    numbers.
+    They read and write by pointer: another dtype, stride or device would silently give wrong numbers.
     """
     for name, (shape, dtype) in form.items():
         value = state.get(name)

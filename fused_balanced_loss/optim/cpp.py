@@ -63,11 +63,7 @@ def _macros(step: Step) -> Macros:
 
 @functools.cache
 def kernel(macros: Macros) -> Callable[..., Any]:
-    """The kernel for a set of its macros, built at its first use.
-
-    Raises:
-        KernelBuildError: where it cannot be built.
-    """
+    """The kernel for a set of its macros, built at its first use; raises KernelBuildError where that fails."""
     function = library(_NAME, macros).classifier_update
     address, integer = ctypes.c_void_p, ctypes.c_int64
     gradients, weight, bias = [address] * 2, [address, integer, address, address], [address] * 3
