@@ -201,13 +201,13 @@ class LabelStatistics:
             if os.path.exists(target):
                 shutil.copymode(target, temporary)
             os.replace(temporary, target)
-        except BaseException as error:
+        except OSError as error:
+            # A full disk shows in calls that name no file, or the temporary one.
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        finally:
+            # It is there no more where it has replaced the target.
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            if isinstance(error, OSError):
-                # A full disk shows in calls that name no file, or the temporary one.
-                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelStatistics:

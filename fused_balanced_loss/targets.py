@@ -170,12 +170,12 @@ class SparseTargets:
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> SparseTargets:
         """Some of the rows, in the order asked for: a slice, or a sequence or tensor of row numbers."""
         chosen: Any = index
-        if not isinstance(index, slice):
-            chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
-            chosen = chosen if chosen.size else chosen.astype(np.int64)
         try:
+            if not isinstance(index, slice):
+                chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+                chosen = chosen if chosen.size else chosen.astype(np.int64)
             numbers = np.arange(len(self))[chosen]
-        except IndexError as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise IndexError(
                 f"index: expected row numbers in [{-len(self)}, {len(self)}), got {describe(index)}: {error}"
             ) from error
