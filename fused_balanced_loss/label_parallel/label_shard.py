@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from ..arguments import Batch
 from ..backends.problem import compute_dtype
-from ..classifier.prediction import LabelsAbove, TopLabels, predict_above, predict_topk
+from ..classifier.prediction import LabelsAbove, TopLabels, by_row, predict_above, predict_topk
 from ..optim.base import ClassifierUpdate
 from ..optim.rule import GradientConsumer
-from ..targets import SparseTargets, row_offsets
 from .collectives import averaged, check_batch, exchange, gather, gather_columns, summed
 
 
@@ -114,11 +113,8 @@ class LabelShard:
         widths = counts.sum(1).tolist()
         col = gather_columns(own.labels.col[None] + self.first_label, widths, self._group)[0]
         logits = gather_columns(own.logits[None], widths, self._group)[0]
-        rows = torch.arange(len(features), device=col.device).repeat(len(widths))
-        # Stable: a row's labels stay in the order of the ranks.
-        order = torch.argsort(rows.repeat_interleave(counts.view(-1)), stable=True)
-        found = SparseTargets(row_offsets(counts.sum(0)), col[order], self.num_labels, check=False)
-        return LabelsAbove(found, logits[order])
+        rows = torch.arange(len(features), device=col.device).repeat(len(widths)).repeat_interleave(counts.view(-1))
+        return by_row(rows, col, logits, len(features), self.num_labels)
 
 
 def _some(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
