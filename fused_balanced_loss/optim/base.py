@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..input_values import as_integer
 from ..spec import check_choice
 from .checks import StateForm, check_apart, check_classifier, check_number, check_number_or_tensor, check_state
-from .rule import GradientConsumer, Rows, Step, UpdateRule
+from .rule import CONSTANTS, GradientConsumer, Rows, Step
 from .select import select_update
 
 Rounding = Literal["stochastic", "nearest"]
@@ -58,6 +58,7 @@ class ClassifierUpdate(nn.Module):
     skipped: Tensor
     seed: Tensor
 
+    _adamw = False
     # Names of a subclass's own settings.
     _settings: tuple[str, ...] = ()
 
@@ -146,7 +147,10 @@ class ClassifierUpdate(nn.Module):
         self.skipped.add_(~finite)
         scale = factor.double() / self._on_device(self.loss_scale)
         step = Step(
-            rule=self._rule(),
+            adamw=self._adamw,
+            constants=dict.fromkeys(CONSTANTS, 0.0) | self._constants(),
+            max_row_norm=self.max_row_norm,
+            stochastic=self.rounding == "stochastic",
             numbers=torch.stack([scale, *self._numbers(self._on_device(self.lr) * self._on_device(self.lr_factor))]),
             finite=finite,
             seed=self.seed,
@@ -169,7 +173,8 @@ class ClassifierUpdate(nn.Module):
         """``step_size``, ``weight_scale`` and ``root_correction`` of :class:`Step`: float64, no dimensions."""
         raise NotImplementedError
 
-    def _rule(self) -> UpdateRule:
+    def _constants(self) -> dict[str, float]:
+        """Those of ``CONSTANTS`` that the optimizer has."""
         raise NotImplementedError
 
     def _form_for(self, weight: Tensor, bias: Tensor | None) -> StateForm:

@@ -23,7 +23,7 @@ def begin(step: Step) -> GradientConsumer:
     if not bool(step.finite):
         return ignore_gradients
     # The members of the kernel's ``Settings``.
-    numbers = (*step.numbers.tolist(), *step.rule.constants().values(), step.rule.max_row_norm or 0.0)
+    numbers = (*step.numbers.tolist(), *step.constants.values(), step.max_row_norm or 0.0)
     settings = (ctypes.c_float * len(numbers))(*numbers)
     update, seed, number = kernel(_macros(step)), int(step.seed), int(step.number)
 
@@ -52,8 +52,8 @@ def _macros(step: Step) -> Macros:
     weight = step.weight
     by_row = weight.second_moment is not None and weight.second_moment.shape != weight.value.shape
     return (
-        ("ADAMW", int(step.rule.kind == "adamw")),
-        ("STOCHASTIC", int(step.rule.stochastic)),
+        ("ADAMW", int(step.adamw)),
+        ("STOCHASTIC", int(step.stochastic)),
         ("WEIGHT_BITS", _bits(weight.value)),
         ("BIAS_BITS", 0 if step.bias is None else _bits(step.bias.value)),
         ("FIRST_MOMENT_BITS", _bits(weight.first_moment)),

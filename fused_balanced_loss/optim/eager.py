@@ -20,7 +20,7 @@ def begin(step: Step) -> GradientConsumer:
 
 class _GradientConsumer:
     def __init__(self, step: Step) -> None:
-        self._step, self._rule = step, step.rule
+        self._step = step
         self._gradient_scale, self._step_size, self._weight_scale, self._root_correction = step.numbers.tolist()
         self._buffers: dict[str, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
@@ -41,7 +41,7 @@ class _GradientConsumer:
         weight_gradient.mul_(self._gradient_scale)
         if bias is not None:
             bias_gradient = bias_gradient * self._gradient_scale
-        limit = self._rule.max_row_norm
+        limit = self._step.max_row_norm
         if limit is not None:
             norm = torch.linalg.vector_norm(weight_gradient, dim=1, keepdim=True)
             if bias is not None:
@@ -57,15 +57,16 @@ class _GradientConsumer:
         value = self._load("value", rows.value)
         first = None if rows.first_moment is None else self._load("first_moment", rows.first_moment)
         second = None if rows.second_moment is None else self._load("second_moment", rows.second_moment)
-        if self._rule.kind == "sgd":
-            if self._rule.l2_penalty:
-                gradient.add_(value, alpha=self._rule.l2_penalty)
-            direction = gradient if first is None else first.mul_(self._rule.momentum).add_(gradient)
+        constants = self._step.constants
+        if not self._step.adamw:
+            if constants["l2_penalty"]:
+                gradient.add_(value, alpha=constants["l2_penalty"])
+            direction = gradient if first is None else first.mul_(constants["momentum"]).add_(gradient)
             value.add_(direction, alpha=-self._step_size)
         else:
             assert first is not None and second is not None
-            beta2, one_minus_beta2 = self._rule.beta2, self._rule.one_minus_beta2
-            first.lerp_(gradient, self._rule.one_minus_beta1)
+            beta2, one_minus_beta2 = constants["beta2"], constants["one_minus_beta2"]
+            first.lerp_(gradient, constants["one_minus_beta1"])
             if second.shape == gradient.shape:
                 second.mul_(beta2).addcmul_(gradient, gradient, value=one_minus_beta2)
                 # Reuse the gradient's memory: the gradient is not needed any more.
@@ -74,7 +75,7 @@ class _GradientConsumer:
                 norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
                 second.mul_(beta2).add_(norm.square_().div_(gradient.shape[1]), alpha=one_minus_beta2)
                 denominator = second.sqrt()
-            denominator.div_(self._root_correction).add_(self._rule.eps)
+            denominator.div_(self._root_correction).add_(constants["eps"])
             value.mul_(self._weight_scale).addcdiv_(first, denominator, value=-self._step_size)
         self._store(rows.value, value, which, first_label)
         self._store(rows.first_moment, first, FIRST_MOMENT, first_label)
@@ -87,7 +88,7 @@ class _GradientConsumer:
     def _store(self, out: Tensor | None, value: Tensor | None, which: int, first_label: int) -> None:
         if out is None or value is None or out is value:
             return
-        if not self._rule.stochastic:
+        if not self._step.stochastic:
             out.copy_(value)
             return
         if which not in self._keys:

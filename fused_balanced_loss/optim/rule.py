@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,27 +15,8 @@ WEIGHT, FIRST_MOMENT, SECOND_MOMENT, BIAS = range(4)
 GradientConsumer = Callable[[slice, Tensor, Tensor], None]
 
 
-class UpdateRule(NamedTuple):
-    """The settings of the optimizer that do not change from step to step.
-
-    kind: which optimizer. max_row_norm: the largest norm of a label's gradient, or None. stochastic: whether rounding
-    to bfloat16 is. The others are constants of the kernels, in their order: momentum and l2_penalty, its weight decay,
-    which is added to the gradient, are of SGD, the others of AdamW.
-    """
-
-    kind: Literal["sgd", "adamw"]
-    max_row_norm: float | None
-    stochastic: bool
-    momentum: float = 0.0
-    one_minus_beta1: float = 0.0
-    beta2: float = 0.0
-    one_minus_beta2: float = 0.0
-    eps: float = 0.0
-    l2_penalty: float = 0.0
-
-    def constants(self) -> dict[str, float]:
-        """The constants of the kernels by name."""
-        return dict(zip(self._fields[3:], self[3:], strict=True))
+# Constants of the kernels, in their order: momentum and weight decay of SGD, the others of AdamW.
+CONSTANTS = ("momentum", "one_minus_beta1", "beta2", "one_minus_beta2", "eps", "l2_penalty")
 
 
 class Rows(NamedTuple):
@@ -58,6 +39,10 @@ class Step(NamedTuple):
     """One step of the optimizer; all tensors are on the device of the weight.
 
     Args:
+        adamw: whether the optimizer is AdamW, and not SGD.
+        constants: by :data:`CONSTANTS`, 0 for what the optimizer does not have.
+        max_row_norm: the largest norm of a label's gradient, or None.
+        stochastic: whether rounding to bfloat16 is stochastic.
         numbers: float64 [4]. ``gradient_scale`` multiplies the gradients. ``step_size`` is the learning rate, for AdamW
             over the bias correction of the first moment. ``weight_scale`` multiplies the old weights (AdamW's decay).
             ``root_correction`` is the root of the bias correction of the second moment (AdamW).
@@ -68,7 +53,10 @@ class Step(NamedTuple):
         first_label: the label of the weight's first row; not 0 in a shard.
     """
 
-    rule: UpdateRule
+    adamw: bool
+    constants: dict[str, float]
+    max_row_norm: float | None
+    stochastic: bool
     numbers: Tensor
     finite: Tensor
     seed: Tensor

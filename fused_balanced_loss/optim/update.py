@@ -10,7 +10,6 @@ from torch import Tensor
 from ..spec import check_choice
 from .base import ClassifierUpdate, Rounding
 from .checks import check_number
-from .rule import UpdateRule
 
 MomentumState = Literal["float32", "bfloat16"]
 AdamWState = Literal["float32", "bfloat16", "row"]
@@ -57,9 +56,8 @@ class SGDUpdate(ClassifierUpdate):
         one = torch.ones_like(lr)
         return lr, one, one
 
-    def _rule(self) -> UpdateRule:
-        rest = {"momentum": self.momentum, "l2_penalty": self.weight_decay}
-        return UpdateRule("sgd", self.max_row_norm, self.rounding == "stochastic", **rest)
+    def _constants(self) -> dict[str, float]:
+        return {"momentum": self.momentum, "l2_penalty": self.weight_decay}
 
 
 class AdamWUpdate(ClassifierUpdate):
@@ -80,6 +78,7 @@ class AdamWUpdate(ClassifierUpdate):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    _adamw = True
     _settings = ("betas", "eps", "state")
 
     def __init__(
@@ -111,7 +110,6 @@ class AdamWUpdate(ClassifierUpdate):
         beta1, beta2 = (1 - torch.pow(beta, self.steps.double()) for beta in self.betas)
         return lr / beta1, 1 - lr * self.weight_decay, beta2.sqrt()
 
-    def _rule(self) -> UpdateRule:
+    def _constants(self) -> dict[str, float]:
         beta1, beta2 = self.betas
-        rest = {"one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2, "eps": self.eps}
-        return UpdateRule("adamw", self.max_row_norm, self.rounding == "stochastic", **rest)
+        return {"one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2, "eps": self.eps}
