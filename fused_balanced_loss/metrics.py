@@ -116,8 +116,8 @@ class ThresholdedF1:
         """float64 [T], micro-F1 at each threshold over a group of labels; 0/0 counts as 0.
 
         Args:
-            group: one of :attr:`label_groups`.
-            instances: one of :attr:`instance_groups`; None takes all instances.
+            group: one of ``label_groups``.
+            instances: one of ``instance_groups``; None takes all instances.
 
         Raises:
             ValueError, RuntimeError: for an unknown group, and before any sample was counted.
