@@ -21,6 +21,7 @@ class LabelShard:
     """This rank's labels of a classifier in one call: the ``Shard`` of ``classifier.functional.run``, and its update.
 
     Args:
+        first_label: the label of the first row of this rank's weight.
         sizes: how many labels each rank of ``group`` has.
         update: changes this rank's rows in place. A step is skipped by all ranks or by none; its gradients are averaged
             over ``data_group``, the ranks that hold the same labels and have batches of their own.
