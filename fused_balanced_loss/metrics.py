@@ -16,14 +16,7 @@ from torch import Tensor
 from .input_values import as_integer
 from .score_groups import TOTAL, label_count_ranges, label_masks
 from .targets import SparseTargets, as_sparse_targets
-from .thresholding import (
-    Activation,
-    FloatArray,
-    as_thresholds,
-    check_logits,
-    float32_below,
-    probabilities,
-)
+from .thresholding import Activation, FloatArray, as_thresholds, check_logits, float32_below, probabilities
 
 __all__ = ["PAPER_THRESHOLDS", "TOTAL", "Activation", "Scores", "ThresholdedF1", "predict_labels"]
 

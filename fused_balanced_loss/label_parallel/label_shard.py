@@ -50,9 +50,7 @@ class LabelShard:
         own = nn.functional.linear(self.replicated(features).to(features.dtype), weight, bias)
         first, last = self.first_label, self.first_label + len(weight)
         return exchange(
-            own,
-            lambda part: gather_columns(part, self._sizes, self._group),
-            lambda upstream: upstream[:, first:last],
+            own, lambda part: gather_columns(part, self._sizes, self._group), lambda upstream: upstream[:, first:last]
         )
 
     def replicated(self, features: Tensor) -> Tensor:

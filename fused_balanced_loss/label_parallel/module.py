@@ -23,15 +23,7 @@ from ..spec import LossSpec
 from ..targets import SparseTargets
 from .collectives import averaged, check_agreement, common_seed, exchange, tensor_bytes
 from .label_shard import LabelShard
-from .shards import (
-    checked_mesh,
-    fill_uniform,
-    local,
-    localize_update_state,
-    shard_sizes,
-    shard_update_state,
-    sharded,
-)
+from .shards import checked_mesh, fill_uniform, local, register_state_hooks, shard_sizes, sharded
 
 
 class LabelParallelLinearLoss(LinearBalancedLoss):
@@ -133,8 +125,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
             update.prepare(own, own_bias, first_label=self.first_label)
         self._updated = (self.weight,)
         self._batch_checked = False
-        self.register_state_dict_post_hook(shard_update_state)
-        self.register_load_state_dict_pre_hook(localize_update_state)
+        register_state_hooks(self)
 
     @classmethod
     def from_linear(  # type: ignore[override]

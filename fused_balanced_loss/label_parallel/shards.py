@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -71,14 +71,18 @@ def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
     return mesh
 
 
-def shard_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """A post-hook of ``state_dict``: makes DTensors of what ``module.update`` keeps for each label."""
+def register_state_hooks(module: nn.Module) -> None:
+    """In a checkpoint what ``module.update`` keeps for each label is DTensors, in memory this rank's rows."""
+    module.register_state_dict_post_hook(_shard_update_state)
+    module.register_load_state_dict_pre_hook(_localize_update_state)
+
+
+def _shard_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
     for name in _label_state(module.update, prefix):
         state[name] = sharded(state[name], module.mesh, sum(module._sizes))
 
 
-def localize_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """A pre-hook of ``load_state_dict``: the inverse of :func:`shard_update_state`."""
+def _localize_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
     for name in _label_state(module.update, prefix):
         if isinstance(state.get(name), DTensor):
             state[name] = state[name].to_local()

@@ -63,13 +63,7 @@ class ClassifierUpdate(nn.Module):
     _settings: tuple[str, ...] = ()
 
     def __init__(
-        self,
-        lr: float | Tensor,
-        *,
-        weight_decay: float,
-        max_row_norm: float | None,
-        rounding: str,
-        seed: int,
+        self, lr: float | Tensor, *, weight_decay: float, max_row_norm: float | None, rounding: str, seed: int
     ) -> None:
         super().__init__()
         check_choice("rounding", rounding, get_args(Rounding))
