@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 from .backends import device as devices
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
-from .spec import LossSpec
-from .targets import SparseTargets, check_binary
+from .spec import LossSpec, check_choice
+from .target_checks import check_binary
+from .targets import SparseTargets
 
 Reduction = Literal["none", "sum", "mean"]
 GradientMode = Literal["auto", "forward", "backward", "in_place"]
@@ -40,29 +41,43 @@ def check_settings(
     """Raises TypeError or ValueError, naming the setting, unless all fit together."""
     if not isinstance(spec, LossSpec):
         raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}")
-    if statistics is not None and not isinstance(statistics, LabelStatistics):
-        raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
-    if statistics is None and spec.needs_statistics:
-        raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
-    if impl not in IMPLS:
-        raise ValueError(f"impl: expected one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
-    if gradient not in GRADIENT_MODES:
-        raise ValueError(f"gradient: expected one of {', '.join(map(repr, GRADIENT_MODES))}; got {gradient!r}")
+    check_statistics(statistics, spec)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("impl", impl, IMPLS)
+    check_choice("gradient", gradient, GRADIENT_MODES)
     if gradient == "in_place" and reduction == "none":
         raise ValueError("gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'")
 
 
+def check_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> None:
+    """Raises TypeError or ValueError unless these are the statistics that the spec needs, if it needs any."""
+    if statistics is not None and not isinstance(statistics, LabelStatistics):
+        raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
+    if statistics is None and spec.needs_statistics:
+        raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raises TypeError or RuntimeError unless the kernels can read and differentiate the tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    if tensor.dtype not in LOGITS_DTYPES:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if torch.compiler.is_compiling():
+        return
+    # What the kernels do would be lost.
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(f"{name}: expected no torch.jit.trace, which cannot record the kernels; use torch.export")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(f"{name}: expected no tangent, as the losses have no forward-mode derivative (jvp)")
+
+
 def check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
     """Raises TypeError, ValueError or RuntimeError unless the losses can take ``logits``."""
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"logits: expected a tensor, got {type(logits).__name__}")
-    if logits.layout != torch.strided or logits.is_nested:
-        kind = "a nested tensor" if logits.is_nested else f"layout {logits.layout}"
-        raise TypeError(f"logits: expected a dense tensor, got {kind}")
-    if logits.dtype not in LOGITS_DTYPES:
-        raise TypeError(f"logits: expected float16, bfloat16, float32 or float64, got {logits.dtype}")
+    check_floating("logits", logits)
     if logits.dim() < 2 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected [..., C] with at least two dimensions and C >= 1, got {list(logits.shape)}")
     if statistics is not None and logits.shape[-1] != statistics.num_labels:
@@ -70,17 +85,6 @@ def check_logits(logits: Tensor, statistics: LabelStatistics | None) -> None:
             f"logits: expected {statistics.num_labels} labels in the last dimension, as in statistics, "
             f"got shape {list(logits.shape)}"
         )
-    check_transforms("logits", logits)
-
-
-def check_transforms(name: str, tensor: Tensor) -> None:
-    """Raises RuntimeError under torch.jit.trace and forward-mode differentiation, which would lose what kernels do."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._get_tracing_state() is not None:
-        raise RuntimeError(f"{name}: expected no torch.jit.trace, which cannot record the kernels; use torch.export")
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError(f"{name}: expected no tangent, as the losses have no forward-mode derivative (jvp)")
 
 
 def check_writable(logits: Tensor) -> None:
@@ -90,16 +94,12 @@ def check_writable(logits: Tensor) -> None:
     base = logits._base if logits._is_view() else logits
     if logits.requires_grad and (base is None or base.is_leaf):
         raise ValueError("logits: expected the result of a computation for gradient='in_place', got a leaf or its view")
-    strides = sorted((stride, size) for stride, size in zip(logits.stride(), logits.shape, strict=True) if size > 1)
-    whole, reach = logits.stride(-1) == 1 or logits.shape[-1] == 1, 1
-    for stride, size in strides:
-        whole &= stride >= reach
-        reach = stride * size
     try:
-        logits.view(-1, logits.shape[-1])
+        rows, columns = logits.view(-1, logits.shape[-1]).stride()
     except RuntimeError:
-        whole = False
-    if not whole:
+        rows, columns = 0, 0
+    num_labels = logits.shape[-1]
+    if (columns != 1 and num_labels > 1) or (rows < num_labels and logits.numel() > num_labels):
         raise ValueError(
             f"logits: expected rows side by side in memory for gradient='in_place', got shape {list(logits.shape)} "
             f"with strides {list(logits.stride())}"
@@ -156,11 +156,7 @@ def flat_batch(
     label_mask: Tensor | None,
     ignore_index: int | float | None,
 ) -> Batch:
-    """What belongs to logits of ``shape`` [..., C] on ``device``.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
-    """
+    """What belongs to logits of ``shape`` [..., C] on ``device``; raises TypeError or ValueError."""
     targets = _flat_targets(targets, shape, device)
     mask = _flat_label_mask(label_mask, shape, device)
     if ignore_index is not None:
@@ -169,7 +165,14 @@ def flat_batch(
     return Batch(targets, _flat_sample_weight(sample_weight, shape, device), mask)
 
 
-def _check_device(name: str, value: Tensor | SparseTargets, device: torch.device) -> None:
+def _check_given(
+    name: str, value: Tensor | SparseTargets, shapes: list[tuple[int, ...]], meaning: str, device: torch.device
+) -> None:
+    if tuple(value.shape) not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{name}: expected shape {expected}{meaning}, got {list(value.shape)}")
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
     if value.device != device:
         raise ValueError(f"{name}: expected the device of the logits, {device}, got {value.device}")
 
@@ -180,22 +183,13 @@ def _flat_targets(
     if isinstance(targets, Tensor) and targets.layout != torch.strided:
         targets = SparseTargets.from_torch(targets)
     if isinstance(targets, SparseTargets):
-        num_samples = math.prod(shape[:-1])
-        if targets.shape != (num_samples, shape[-1]):
-            raise ValueError(
-                f"targets: expected shape {[num_samples, shape[-1]]}, as the logits, got {list(targets.shape)}"
-            )
-        _check_device("targets", targets, device)
+        _check_given("targets", targets, [(math.prod(shape[:-1]), shape[-1])], ", as the logits", device)
         return targets.contiguous()
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}")
     if targets.dtype not in _TARGET_DTYPES:
         raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
-    if targets.shape != shape:
-        raise ValueError(f"targets: expected shape {list(shape)}, as the logits, got {list(targets.shape)}")
-    if targets.requires_grad:
-        raise ValueError("targets: expected a tensor without gradient, got one that requires it")
-    _check_device("targets", targets, device)
+    _check_given("targets", targets, [tuple(shape)], ", as the logits", device)
     return flat_rows(targets.to(torch.int64) if targets.dtype in _WIDE_UNSIGNED else targets)
 
 
@@ -209,13 +203,7 @@ def _flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], de
             f"sample_weight: expected a dense tensor of real numbers, got {sample_weight.dtype} of layout "
             f"{sample_weight.layout}"
         )
-    if sample_weight.shape != shape[:-1]:
-        raise ValueError(
-            f"sample_weight: expected shape {list(shape[:-1])}, one for each sample, got {list(sample_weight.shape)}"
-        )
-    if sample_weight.requires_grad:
-        raise ValueError("sample_weight: expected a tensor without gradient, got one that requires it")
-    _check_device("sample_weight", sample_weight, device)
+    _check_given("sample_weight", sample_weight, [tuple(shape[:-1])], ", one for each sample", device)
     return flat_rows(sample_weight.reshape(1, -1))[0]
 
 
@@ -225,13 +213,9 @@ def _flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: 
     if not isinstance(label_mask, Tensor) or label_mask.dtype != torch.bool or label_mask.layout != torch.strided:
         got = label_mask.dtype if isinstance(label_mask, Tensor) else type(label_mask).__name__
         raise TypeError(f"label_mask: expected a dense bool tensor, got {got}")
-    _check_device("label_mask", label_mask, device)
-    if label_mask.shape == shape[-1:]:
+    _check_given("label_mask", label_mask, [tuple(shape[-1:]), tuple(shape)], "", device)
+    if label_mask.dim() == 1:
         return label_mask.contiguous().expand(math.prod(shape[:-1]), -1)
-    if label_mask.shape != shape:
-        raise ValueError(
-            f"label_mask: expected shape {list(shape[-1:])} or {list(shape)}, got {list(label_mask.shape)}"
-        )
     return flat_rows(label_mask)
 
 

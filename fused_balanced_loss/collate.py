@@ -58,18 +58,11 @@ class SparseTargetsCollator:
 
     def _check(self, sample: Any, number: int, tuples: bool) -> None:
         """Raises TypeError unless the sample has label ids, and is of the kind of the first."""
-        is_mapping = hasattr(sample, "keys")
-        if tuples and isinstance(sample, tuple) and len(sample):
+        is_tuple, is_mapping = isinstance(sample, tuple), hasattr(sample, "keys")
+        if is_tuple == tuples and (len(sample) if tuples else is_mapping and self.label_key in sample):
             return
-        if not tuples and is_mapping and self.label_key in sample:
-            return
+        expected = f"tuples ending in label ids, or mappings with key {self.label_key!r}"
+        if number and is_tuple != tuples:
+            expected = f"samples of one kind, a {'tuple' if tuples else 'mapping'} like the first"
         got = type(sample).__name__ + (f" with keys {list(sample.keys())}" if is_mapping else "")
-        if number and tuples != isinstance(sample, tuple):
-            kind = "tuple" if tuples else "mapping"
-            raise TypeError(
-                f"samples: expected samples of one kind, a {kind} like the first, got {got} as no. {number}"
-            )
-        raise TypeError(
-            f"samples: expected tuples ending in label ids, or mappings with key {self.label_key!r}, "
-            f"got {got} as no. {number}"
-        )
+        raise TypeError(f"samples: expected {expected}, got {got} as no. {number}")

@@ -13,11 +13,9 @@ _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 
 
 def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
-    """The value as a Python int that fits into int64. NumPy's integers are taken, bools are not.
+    """The value as a Python int. NumPy's integers are taken, bools are not.
 
-    Raises:
-        TypeError: for another type.
-        ValueError: for an integer below ``at_least`` or outside int64.
+    Raises TypeError for another type, and ValueError for an integer below ``at_least`` or outside int64.
     """
     expected = "an integer" if at_least is None else f"an integer >= {at_least}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
@@ -31,11 +29,9 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A dense tensor of the value's numbers; an array, a table such as a pandas DataFrame, or nested sequences.
+    """A dense tensor of the numbers of an array, a table such as a pandas DataFrame, or nested sequences.
 
-    Raises:
-        TypeError: naming the argument, for anything that is no dense array of numbers.
-        ValueError: for integers outside int64.
+    Raises TypeError for anything that is no dense array of numbers, and ValueError for integers outside int64.
     """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_nested:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .input_values import as_integer, as_tensor
-from .target_forms import as_sparse_targets
+from .spec import check_choice
+from .targets import as_sparse_targets
 
 
 class FrequencyGroups(NamedTuple):
@@ -38,11 +39,9 @@ def class_balanced_weight(counts: Tensor, beta: float) -> Tensor:
 class LabelStatistics:
     """Label counts of the *training* set, on the CPU; immutable.
 
-    :meth:`from_counts` and :meth:`from_targets` make one and check what they are given; the constructor takes values
-    that have been checked.
-
-    A label that no sample carries (n = 0), or that all samples carry (n = N_train), would have an infinite bias or
-    weight. The derived quantities therefore take its count as 1 or N_train - 1. ``counts`` keeps the true count.
+    :meth:`from_counts` and :meth:`from_targets` make one; the constructor takes values that have been checked. A label
+    that no sample carries (n = 0), or that all carry (n = N_train), would have an infinite bias or weight, so the
+    derived quantities take its count as 1 or N_train - 1. ``counts`` keeps the true count.
 
     Attributes:
         counts: int64 [C], the number of training samples that carry each label.
@@ -54,8 +53,7 @@ class LabelStatistics:
         self.counts = counts
         self.num_samples = num_samples
         self.cache: dict[Any, Any] = {}
-        if degenerate not in ("warn", "error", "ignore"):
-            raise ValueError(f"degenerate: expected 'warn', 'error' or 'ignore', got {degenerate!r}")
+        check_choice("degenerate", degenerate, ("warn", "error", "ignore"))
         never, always = int((counts == 0).sum()), int((counts == num_samples).sum())
         if degenerate != "ignore" and never + always:
             message = (
@@ -154,20 +152,17 @@ class LabelStatistics:
         """The midpoint mu for the rebalanced weight: the average of mean and median of r over the label occurrences.
 
         The 6,769 training documents of Reuters give 0.903; the paper uses 0.9 (Huang et al., 2021, section 3.2).
-
-        Args:
-            targets: the training targets, in any form that :meth:`from_targets` takes.
+        ``targets`` are the training targets, in any form that :meth:`from_targets` takes.
 
         Raises:
-            ValueError: for targets without a single label, or with another number of labels.
+            TypeError, ValueError: for targets without a single label, and as :meth:`from_targets`.
         """
         sparse = as_sparse_targets(targets, self.num_labels)
         if not len(sparse.col):
             raise ValueError("targets: expected at least one label, got none")
         inverse = self.inverse_frequency[sparse.col.cpu()]
         rows = sparse.rows.cpu()
-        row_sum = torch.zeros(len(sparse), dtype=torch.float64).index_add_(0, rows, inverse)
-        share = (inverse / row_sum[rows]).numpy()
+        share = (inverse / torch.bincount(rows, inverse)[rows]).numpy()
         return float((np.mean(share) + np.median(share)) / 2)
 
     def frequency_groups(self, *, head: int, tail: int) -> FrequencyGroups:
@@ -176,8 +171,7 @@ class LabelStatistics:
         The paper takes head=35, tail=8 for Reuters and head=50, tail=15 for PubMed (Huang et al., 2021, section 4.1).
 
         Raises:
-            TypeError: unless both are integers.
-            ValueError: unless tail < head.
+            TypeError, ValueError: unless both are integers and tail < head.
         """
         head, tail = as_integer("head", head), as_integer("tail", tail)
         if not tail < head:
@@ -207,21 +201,20 @@ class LabelStatistics:
             if os.path.exists(target):
                 shutil.copymode(target, temporary)
             os.replace(temporary, target)
-        except BaseException as error:
+        except OSError as error:
+            # A full disk shows in calls that name no file, or the temporary one.
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        finally:
+            # It is there no more where it has replaced the target.
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            if isinstance(error, OSError):
-                # A full disk shows in calls that name no file, or the temporary one.
-                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelStatistics:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: where there is no file.
-            ValueError: for a file that is no such archive.
+            OSError, ValueError: where there is no file, and for one that is no such archive.
         """
         with open(path, "rb") as file:
             try:

@@ -15,17 +15,8 @@ from torch import Tensor
 
 from .input_values import as_integer
 from .score_groups import TOTAL, label_count_ranges, label_masks
-from .target_forms import as_sparse_targets
-from .targets import SparseTargets
-from .thresholding import (
-    Activation,
-    FloatArray,
-    as_thresholds,
-    check_activation,
-    check_logits,
-    float32_below,
-    probabilities,
-)
+from .targets import SparseTargets, as_sparse_targets
+from .thresholding import Activation, FloatArray, as_thresholds, check_logits, float32_below, probabilities
 
 __all__ = ["PAPER_THRESHOLDS", "TOTAL", "Activation", "Scores", "ThresholdedF1", "predict_labels"]
 
@@ -52,8 +43,11 @@ class ThresholdedF1:
             stands for no limit. These instances are scored by themselves, too; groups may overlap.
         activation: ``"none"`` compares the logits themselves, such as an SVM's decisions, in float32.
 
-    The counts are int64 [2, S, C, T + 1] on the device of the logits. S is 1 without instance groups; with them it is
-    at most one more than twice their number.
+    Attributes:
+        label_groups: names of the label groups, ``"total"`` first.
+        instance_groups: names of the G instance groups.
+
+    The counts are int64 [2, 1 + G, C, T + 1] on the device of the logits.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -68,33 +62,17 @@ class ThresholdedF1:
         *,
         activation: Activation = "sigmoid",
     ) -> None:
-        check_activation(activation)
         self.num_labels = as_integer("num_labels", num_labels, at_least=1)
         self.activation = activation
         self.thresholds = as_thresholds(thresholds, activation)
         self.num_samples = 0
         self._sorted, self._place = np.unique(self.thresholds, return_inverse=True)
-        self._label_groups = label_masks(label_groups, self.num_labels)
+        self._masks = label_masks(label_groups, self.num_labels)
         self._ranges = label_count_ranges(instance_groups)
-        # A stratum is a set of instances that every range holds whole or not at all. Its number is the number of edges
-        # that the instance's number of labels has reached.
-        edges = {low for low, _ in self._ranges.values()} | {
-            high + 1 for _, high in self._ranges.values() if high is not None
-        }
-        self._edges = torch.tensor(sorted(edges), dtype=torch.int64)
-        # [0] counts the true labels and [1] the predicted ones, by stratum, label, and the number of thresholds that
-        # their probability is above. Only true labels are counted where it is above none.
-        self._counts = torch.zeros(2, len(edges) + 1, self.num_labels, len(self._sorted) + 1, dtype=torch.int64)
-
-    @property
-    def label_groups(self) -> tuple[str, ...]:
-        """Names of the label groups, ``"total"`` first."""
-        return tuple(self._label_groups)
-
-    @property
-    def instance_groups(self) -> tuple[str, ...]:
-        """Names of the instance groups."""
-        return tuple(self._ranges)
+        self.label_groups, self.instance_groups = tuple(self._masks), tuple(self._ranges)
+        # [0] counts true labels and [1] predicted ones: of all instances and of each group of them, by label and by the
+        # number of thresholds that the probability is above. Only true labels are counted where it is above none.
+        self._counts = torch.zeros(2, 1 + len(self._ranges), self.num_labels, len(self._sorted) + 1, dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Any) -> None:
@@ -102,7 +80,7 @@ class ThresholdedF1:
 
         Args:
             logits: [n, C] of a floating dtype, on any device; n may be 0.
-            targets: [n, C] as SparseTargets, or in any other form that ``LabelStatistics.from_targets`` takes.
+            targets: [n, C], in any form that ``LabelStatistics.from_targets`` takes.
 
         Raises:
             TypeError, ValueError: for other shapes, dtypes or values, such as a NaN logit or a label id out of range.
@@ -113,7 +91,8 @@ class ThresholdedF1:
             raise ValueError(f"targets: expected {len(logits)} rows, those of logits, got {len(sparse)}")
         sparse = sparse.to(logits.device)
         self._counts = self._counts.to(logits.device)
-        strata = torch.bucketize(sparse.crow.diff(), self._edges.to(logits.device), right=True)
+        sizes = sparse.crow.diff()
+        members = [(low <= sizes) & (sizes <= high) for low, high in self._ranges.values()]
         boundaries = torch.from_numpy(float32_below(self._sorted)).to(logits.device)
         rows, offsets = sparse.rows, sparse.crow.cpu()
         for start, chunk in probabilities(logits, self.activation):
@@ -121,21 +100,20 @@ class ThresholdedF1:
             true = rows[here] - start, sparse.col[here]
             predicted = torch.nonzero(chunk > boundaries[0], as_tuple=True)
             for counts, (row, col) in zip(self._counts, (true, predicted), strict=True):
-                bucket = torch.bucketize(chunk[row, col], boundaries)
-                at = (strata[start + row] * self.num_labels + col) * counts.shape[-1] + bucket
-                counts.view(-1).index_add_(0, at, torch.ones_like(at))
+                at = col * counts.shape[-1] + torch.bucketize(chunk[row, col], boundaries)
+                for part, places in zip(counts, [at, *(at[member[start + row]] for member in members)], strict=True):
+                    part.view(-1).index_add_(0, places, torch.ones_like(places))
         self.num_samples += len(logits)
 
     def micro(self, group: str = TOTAL, instances: str | None = None) -> FloatArray:
         """float64 [T], micro-F1 at each threshold over a group of labels; 0/0 counts as 0.
 
         Args:
-            group: one of :attr:`label_groups`.
-            instances: one of :attr:`instance_groups`; None takes all instances.
+            group: one of ``label_groups``.
+            instances: one of ``instance_groups``; None takes all instances.
 
         Raises:
-            ValueError: for an unknown group.
-            RuntimeError: before any sample was counted.
+            ValueError, RuntimeError: for an unknown group, and before any sample was counted.
         """
         true, predicted, hits = (part.sum(0) for part in self._select(group, instances))
         return _f1(true, predicted, hits)[self._place]
@@ -143,14 +121,8 @@ class ThresholdedF1:
     def macro(self, group: str = TOTAL, instances: str | None = None) -> FloatArray:
         """float64 [T], the mean of the labels' F1 at each threshold.
 
-        The F1 of a label is 0 where it is 0/0, and the mean over a group without labels is 0.
-
-        Args:
-            group, instances: see :meth:`micro`.
-
-        Raises:
-            ValueError: for an unknown group.
-            RuntimeError: before any sample was counted.
+        The F1 of a label is 0 where it is 0/0, and the mean over a group without labels is 0. Arguments and errors are
+        those of :meth:`micro`.
         """
         f1 = _f1(*self._select(group, instances))
         if not len(f1):
@@ -166,28 +138,23 @@ class ThresholdedF1:
 
     def scores(self, threshold: float) -> Scores:
         """Micro- and macro-F1 at one of the thresholds, by label group: ``{"total": {"micro": ..., "macro": ...}}``."""
-        at = self._index(threshold)
-        return {
-            name: {"micro": float(self.micro(name)[at]), "macro": float(self.macro(name)[at])}
-            for name in self._label_groups
-        }
+        return {name: self._scores(threshold, name) for name in self.label_groups}
 
     def instance_scores(self, threshold: float) -> Scores:
         """Micro- and macro-F1 over all labels at one of the thresholds, by instance group."""
-        at = self._index(threshold)
-        return {
-            name: {
-                "micro": float(self.micro(instances=name)[at]),
-                "macro": float(self.macro(instances=name)[at]),
-            }
-            for name in self._ranges
-        }
+        return {name: self._scores(threshold, TOTAL, name) for name in self.instance_groups}
+
+    def _scores(self, threshold: float, *which: str) -> dict[str, float]:
+        found = np.flatnonzero(self.thresholds == threshold)
+        if not len(found):
+            raise ValueError(f"threshold: expected one of {self.thresholds.tolist()}, got {threshold!r}")
+        return {"micro": float(self.micro(*which)[found[0]]), "macro": float(self.macro(*which)[found[0]])}
 
     def merge(self, other: ThresholdedF1) -> None:
         """Adds what ``other`` has counted, such as another process's share of the samples.
 
         Raises:
-            ValueError: unless both have the same labels, thresholds and instance groups.
+            TypeError, ValueError: unless both have the same labels, thresholds and instance groups.
         """
         if not isinstance(other, ThresholdedF1):
             raise TypeError(f"other: expected a ThresholdedF1, got {type(other).__name__}")
@@ -209,7 +176,7 @@ class ThresholdedF1:
             "counts": self._counts.cpu().clone(),
             "num_samples": self.num_samples,
             "thresholds": self.thresholds.tolist(),
-            "edges": self._edges.tolist(),
+            "instance_groups": dict(self._ranges),
             "activation": self.activation,
         }
 
@@ -219,53 +186,39 @@ class ThresholdedF1:
         Raises:
             ValueError: unless they were made with the same labels, thresholds and instance groups.
         """
-        self._check_state("state", state)
-        self.reset()
-        self._add("state", state)
+        self._add("state", state, onto_zero=True)
 
     def reset(self) -> None:
         """Sets all counts to zero."""
         self._counts.zero_()
         self.num_samples = 0
 
-    def _add(self, name: str, state: Mapping[str, Any]) -> None:
-        self._check_state(name, state)
-        self._counts += state["counts"].to(self._counts.device)
-        self.num_samples += state["num_samples"]
-
-    def _check_state(self, name: str, state: Mapping[str, Any]) -> None:
+    def _add(self, name: str, state: Mapping[str, Any], *, onto_zero: bool = False) -> None:
         own = self.state_dict()
         if not isinstance(state, Mapping) or set(state) != set(own):
             raise ValueError(f"{name}: expected what ThresholdedF1.state_dict gives, with {sorted(own)}")
-        for key in ("thresholds", "edges", "activation"):
+        for key in ("thresholds", "instance_groups", "activation"):
             if state[key] != own[key]:
-                what = "edges of instance groups" if key == "edges" else key
-                raise ValueError(f"{name}: expected the {what} {own[key]}, got {state[key]}")
+                raise ValueError(f"{name}: expected the {key} {own[key]}, got {state[key]}")
         if state["counts"].shape != own["counts"].shape:
             raise ValueError(f"{name}: expected {self.num_labels} labels, got {state['counts'].shape[2]}")
+        if onto_zero:
+            self.reset()
+        self._counts += state["counts"].to(self._counts.device)
+        self.num_samples += state["num_samples"]
 
     def _select(self, group: str, instances: str | None) -> tuple[FloatArray, FloatArray, FloatArray]:
         """True labels [labels, 1], predicted labels and hits [labels, U] at each sorted threshold."""
         if not self.num_samples:
             raise RuntimeError("no sample was counted yet: call update first")
-        if group not in self._label_groups:
-            raise ValueError(f"group: expected one of {list(self._label_groups)}, got {group!r}")
+        if group not in self._masks:
+            raise ValueError(f"group: expected one of {list(self._masks)}, got {group!r}")
         if instances is not None and instances not in self._ranges:
             raise ValueError(f"instances: expected one of {list(self._ranges)}, got {instances!r}")
-        strata = torch.ones(self._counts.shape[1], dtype=torch.bool)
-        if instances is not None:
-            low, high = self._ranges[instances]
-            reached = torch.cat((torch.tensor([-1]), self._edges))
-            strata = (reached >= low) & (reached <= (reached.max() if high is None else high))
-        counts = self._counts.cpu()[:, strata].sum(1)[:, self._label_groups[group]]
+        part = 0 if instances is None else 1 + self.instance_groups.index(instances)
+        counts = self._counts[:, part].cpu()[:, self._masks[group]]
         true, predicted = counts.flip(-1).cumsum(-1).flip(-1).double().numpy()
         return true[:, :1], predicted[:, 1:], true[:, 1:]
-
-    def _index(self, threshold: float) -> int:
-        found = np.flatnonzero(self.thresholds == threshold)
-        if not len(found):
-            raise ValueError(f"threshold: expected one of {self.thresholds.tolist()}, got {threshold!r}")
-        return int(found[0])
 
 
 @torch.no_grad()
@@ -285,7 +238,6 @@ def predict_labels(
     Raises:
         TypeError, ValueError: for other logits, or no batch at all.
     """
-    check_activation(activation)
     (threshold,) = as_thresholds([threshold], activation)
     least = float(float32_below(np.array([threshold]))[0])
     lengths, columns, num_labels = [], [], None

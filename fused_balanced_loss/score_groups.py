@@ -16,12 +16,7 @@ TOTAL = "total"
 def label_masks(groups: Any, num_labels: int) -> dict[str, Tensor]:
     """Masks, bool [C], by name, with ``"total"`` for all labels as the first.
 
-    Args:
-        groups: None, a mapping of names to masks, or a named tuple of masks.
-        num_labels: C.
-
-    Raises:
-        TypeError, ValueError: naming the group, what was expected and what came.
+    ``groups`` is None, a mapping of names to masks, or a named tuple of masks. Raises TypeError or ValueError.
     """
     masks = {TOTAL: torch.ones(num_labels, dtype=torch.bool)}
     if groups is None:
@@ -41,14 +36,11 @@ def label_masks(groups: Any, num_labels: int) -> dict[str, Tensor]:
     return masks
 
 
-def label_count_ranges(groups: Any) -> dict[str, tuple[int, int | None]]:
-    """Ranges (low, high) of the number of labels of an instance, by name; high None stands for no limit.
+def label_count_ranges(groups: Any) -> dict[str, tuple[int, int]]:
+    """Lowest and highest number of labels of an instance, by name.
 
-    Args:
-        groups: None, or a mapping of names to pairs.
-
-    Raises:
-        TypeError, ValueError: naming the group, what was expected and what came.
+    ``groups`` is None, or a mapping of names to (low, high), where high None stands for no limit. Raises TypeError or
+    ValueError.
     """
     if groups is None:
         return {}
@@ -61,9 +53,8 @@ def label_count_ranges(groups: Any) -> dict[str, tuple[int, int | None]]:
             low, high = given
         except (TypeError, ValueError) as error:
             raise TypeError(f"{argument}: expected (low, high), got {given!r}") from error
-        low, high = as_integer(argument, low), None if high is None else as_integer(argument, high)
-        if low < 0 or (high is not None and high < low):
+        low, high = as_integer(argument, low), INT64_MAX if high is None else as_integer(argument, high)
+        if not 0 <= low <= high:
             raise ValueError(f"{argument}: expected 0 <= low <= high, got {given!r}")
-        # sys.maxsize is a usual way to say that there is no limit; one more would overflow.
-        ranges[name] = (low, None if high == INT64_MAX else high)
+        ranges[name] = low, high
     return ranges

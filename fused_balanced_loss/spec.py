@@ -85,8 +85,8 @@ class LossSpec:
             if not math.isfinite(number):
                 raise ValueError(f"{field.name}: expected a finite number, got {value}")
             object.__setattr__(self, field.name, number)
-        _check_choice("weighting", self.weighting, WEIGHTINGS)
-        _check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_choice("pooling", self.pooling, POOLINGS)
         for name in ("gamma", "gamma_negative", "alpha"):
             if (getattr(self, name) or 0.0) < 0:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
@@ -140,9 +140,9 @@ class LossSpec:
         Raises:
             ValueError: for an unknown name, corpus or convention.
         """
-        _check_choice("name", name, PRESETS)
-        _check_choice("corpus", corpus, CORPORA)
-        _check_choice("convention", convention, CONVENTIONS)
+        check_choice("name", name, PRESETS)
+        check_choice("corpus", corpus, CORPORA)
+        check_choice("convention", convention, CONVENTIONS)
         if name == "ASL":
             return cls(gamma=1.0, gamma_negative=4.0, probability_margin=0.05)
         weighting: Weighting = "none"
@@ -178,7 +178,8 @@ def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
     return 0.5, 0.5
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         expected = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}: expected one of {expected}; got {value!r}")

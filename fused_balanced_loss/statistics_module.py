@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import contextlib
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .arguments import check_statistics
 from .backends.constants import label_constants
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
@@ -19,26 +20,6 @@ _CHANGED = (
     "follow. Assign module.statistics or load a state dict, on all ranks, or call the module once by itself, outside "
     "of torch.compile and DistributedDataParallel"
 )
-
-
-class _Seen:
-    """What tells that two tensors have not changed, without a look at their values: object, version and address.
-
-    The references are weak, and ids would not do: a new tensor can have the id and the address of one that is gone.
-    """
-
-    __slots__ = ("first", "second", "state")
-
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        self.first, self.second = weakref.ref(first), weakref.ref(second)
-        self.state = first._version, second._version, first.data_ptr(), second.data_ptr()
-
-    def are_still(self, first: Tensor, second: Tensor) -> bool:
-        return (
-            self.first() is first
-            and self.second() is second
-            and (first._version, second._version, first.data_ptr(), second.data_ptr()) == self.state
-        )
 
 
 class StatisticsModule(nn.Module):
@@ -65,11 +46,17 @@ class StatisticsModule(nn.Module):
     # The statistics of the buffers as they were last seen, and a copy of their counts on the device of the buffer.
     _derived: LabelStatistics | None = None
     _snapshot: Tensor | None = None
-    _seen: _Seen | None = None
+    # The buffers with their versions and addresses: what tells that they have not changed.
+    _seen: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
 
     def keep_statistics(self, statistics: LabelStatistics | None) -> None:
-        """Registers the buffers; the constructor calls it once."""
-        for name, value in _buffer_values(statistics).items():
+        """Registers the buffers."""
+        values: dict[str, Tensor | None] = {"counts": None, "num_samples": None}
+        if statistics is not None:
+            device = torch.get_default_device()
+            values["counts"] = statistics.counts.to(device, copy=True)
+            values["num_samples"] = torch.tensor(statistics.num_samples, device=device)
+        for name, value in values.items():
             self.register_buffer(name, value)
         self._remember(statistics)
 
@@ -80,17 +67,16 @@ class StatisticsModule(nn.Module):
         An assignment writes the buffers in place. It raises TypeError or ValueError for None where the spec needs
         statistics, and for another number of labels.
         """
-        if torch.compiler.is_compiling():
-            return self._compiled_statistics()
         counts, num_samples = self._buffers["counts"], self._buffers["num_samples"]
         if counts is None or num_samples is None:
             return None
-        seen = self._seen
-        if seen is not None and seen.are_still(counts, num_samples):
-            if not _is_broadcast():
+        compiling = torch.compiler.is_compiling()
+        if compiling or self._are_seen(counts, num_samples):
+            if not compiling and not _is_broadcast():
                 return self._derived
-            if counts.device.type != "cpu":
-                torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
+            if compiling or counts.device.type != "cpu":
+                if self._snapshot is not None:
+                    torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
                 return self._derived
         if _has_values(counts) and _has_values(num_samples):
             self._remember(self._derive(counts, num_samples))
@@ -98,51 +84,42 @@ class StatisticsModule(nn.Module):
 
     @statistics.setter
     def statistics(self, statistics: LabelStatistics | None) -> None:
-        if statistics is not None and not isinstance(statistics, LabelStatistics):
-            raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
-        if statistics is None and self.spec.needs_statistics:
-            raise ValueError(
-                "statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None"
-            )
+        check_statistics(statistics, self.spec)
         if statistics is None or self.counts is None:
-            for name, value in _buffer_values(statistics).items():
-                setattr(self, name, value)
-        elif statistics.num_labels != len(self.counts):
+            self.keep_statistics(statistics)
+            return
+        if statistics.num_labels != len(self.counts):
             raise ValueError(f"statistics: expected {len(self.counts)} labels, got {statistics.num_labels}")
-        else:
-            self._write(statistics)
+        self._write(statistics)
         self._remember(statistics)
+
+    def _are_seen(self, counts: Tensor, num_samples: Tensor) -> bool:
+        seen = self._seen
+        if seen is None or seen[0] is not counts or seen[1] is not num_samples:
+            return False
+        return seen[2] == _marks(counts, num_samples)
 
     def _write(self, statistics: LabelStatistics) -> None:
         """Writes the buffers in place, so that whoever shares them sees the change."""
         for buffer, value in ((self.counts, statistics.counts), (self.num_samples, statistics.num_samples)):
-            assert buffer is not None
-            if _has_values(buffer):
+            if buffer is not None and _has_values(buffer):
                 local = _local(buffer)
                 with torch.no_grad(), torch.inference_mode(local.is_inference()):
                     local.copy_(torch.as_tensor(value, device="cpu"))
 
     def _derive(self, counts: Tensor, num_samples: Tensor) -> LabelStatistics | None:
         """The statistics of the buffers; the same object as before where the values are the same."""
-        counts, num_samples = _local(counts), _local(num_samples)
         snapshot = self._snapshot
+        counts = _local(counts)
         comparable = snapshot is not None and (snapshot.device, snapshot.shape) == (counts.device, counts.shape)
         if comparable and bool(self._same_values(counts, num_samples)):
             return self._derived
-        return LabelStatistics.from_counts(counts, int(num_samples), degenerate="ignore")
+        return LabelStatistics.from_counts(counts, int(_local(num_samples)), degenerate="ignore")
 
     def _same_values(self, counts: Tensor, num_samples: Tensor) -> Tensor:
         """bool [], whether the buffers hold the values that were last seen; without waiting for their device."""
         assert self._derived is not None and self._snapshot is not None
         return _local(counts).eq(self._snapshot).all() & _local(num_samples).eq(self._derived.num_samples)
-
-    def _compiled_statistics(self) -> LabelStatistics | None:
-        """The statistics as a constant of the graph, which compares the buffers with it when it runs."""
-        counts, num_samples = self.counts, self.num_samples
-        if counts is None or num_samples is None or self._snapshot is None:
-            return self._derived
-        torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
-        return self._derived
 
     def _remember(self, statistics: LabelStatistics | None) -> None:
         """Takes ``statistics`` as those of the buffers, and makes the constants of the loss.
@@ -152,14 +129,14 @@ class StatisticsModule(nn.Module):
         counts, num_samples = self.counts, self.num_samples
         if statistics is not self._derived:
             self._derived, self._snapshot = statistics, None
+        self._seen = None
         if statistics is None or counts is None or num_samples is None or not _has_values(counts):
-            self._seen = None
             return
         if self._snapshot is None or self._snapshot.device != counts.device:
             self._snapshot = statistics.counts.to(counts.device)
         # An inference tensor has no version, so its values are compared at each call.
-        unversioned = counts.is_inference() or num_samples.is_inference()
-        self._seen = None if unversioned else _Seen(counts, num_samples)
+        if not (counts.is_inference() or num_samples.is_inference()):
+            self._seen = counts, num_samples, _marks(counts, num_samples)
         label_constants(statistics, self.spec, torch.float32, counts.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StatisticsModule:
@@ -171,52 +148,32 @@ class StatisticsModule(nn.Module):
         self._remember(statistics)
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        before, buffers, failures = self._known_statistics(), dict(self._buffers), len(error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        before, buffers, errors = None, dict(self._buffers), arguments[-1]
+        with contextlib.suppress(TypeError, ValueError):
+            # The buffers may hold no counts, as those of a broken file.
+            before = self.statistics
+        failures = len(errors)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         try:
             # The constants are made now, and counts that are none are reported here.
             _ = self.statistics
         except (TypeError, ValueError) as error:
-            if len(error_msgs) == failures:
-                error_msgs.append(f"{prefix}{error}")
-        if len(error_msgs) > failures and before is not None:
+            if len(errors) == failures:
+                errors.append(f"{prefix}{error}")
+        if len(errors) > failures and before is not None:
             # One buffer may have been loaded before the other was refused.
             self._buffers.update(buffers)
             self._write(before)
             self._remember(before)
 
-    def _known_statistics(self) -> LabelStatistics | None:
-        """The statistics; None also where the buffers hold none, as those of a broken file."""
-        try:
-            return self.statistics
-        except (TypeError, ValueError):
-            return None
-
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references cannot be pickled, and a copy has other buffers.
+        # A copy has other buffers.
         return {**self.__dict__, "_seen": None}
 
 
-def _buffer_values(statistics: LabelStatistics | None) -> dict[str, Tensor | None]:
-    if statistics is None:
-        return {"counts": None, "num_samples": None}
-    device = torch.get_default_device()
-    return {
-        "counts": statistics.counts.to(device, copy=True),
-        "num_samples": torch.tensor(statistics.num_samples, device=device),
-    }
+def _marks(one: Tensor, other: Tensor) -> tuple[int, ...]:
+    return one._version, other._version, one.data_ptr(), other.data_ptr()
 
 
 def _local(tensor: Tensor) -> Tensor:

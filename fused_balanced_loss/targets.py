@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from .input_values import as_integer, as_tensor, describe
-from .label_ids import ids_of_row, refuse_multi_hot
+from .target_checks import check_binary, check_indices, ids_of_row, refuse_multi_hot
 
-_COMPRESSED_ROWS = (torch.sparse_csr, torch.sparse_bsr)
-_COMPRESSED = (*_COMPRESSED_ROWS, torch.sparse_csc, torch.sparse_bsc)
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_bsr, torch.sparse_csc, torch.sparse_bsc)
 
 
 class SparseTargets:
     """Targets [N, C] as label ids: row ``k`` carries the labels ``col[crow[k]:crow[k + 1]]``, ascending.
 
-    :meth:`from_lists`, :meth:`from_dense`, :meth:`from_scipy` and :meth:`from_torch` make one from other forms, and
-    check what they are given. The constructor checks too, and therefore waits for the device that holds its tensors.
+    The constructor checks, and therefore waits for the device that holds its tensors; so do the methods that make one
+    from other forms.
 
     Args:
         crow: int64 [N + 1], offsets into ``col``.
@@ -42,12 +41,9 @@ class SparseTargets:
             self.check()
 
     def check(self) -> None:
-        """Raises unless these are valid targets; waits for the device that holds the tensors.
+        """Raises TypeError or ValueError unless these are valid targets, naming the first row with a wrong label id.
 
-        Raises:
-            TypeError: for tensors of another dtype or number of dimensions.
-            ValueError: for offsets that do not rise from 0 to nnz, and for label ids that are out of range, repeated or
-                out of order, naming the first such row.
+        Waits for the device that holds the tensors.
         """
         for name in ("crow", "col"):
             value = getattr(self, name)
@@ -83,18 +79,16 @@ class SparseTargets:
         """From each sample's label ids, in any order.
 
         Raises:
-            TypeError: for ids that are not integers.
-            ValueError: for ids that are out of range or twice in a sample, naming the row; and for rows that may as
-                well be multi-hot: all have C entries, all entries are 0 or 1, and not all rows ascend.
+            TypeError, ValueError: for ids that are no integers, out of range or twice in a sample, naming the row; and
+                for rows that may as well be multi-hot: all have C entries, all are 0 or 1, and not all rows ascend.
         """
         if not isinstance(ids, Iterable):
             raise TypeError(f"targets: expected each sample's label ids, got {describe(ids)}")
         num_labels = as_integer("num_labels", num_labels, at_least=1)
         rows = [ids_of_row(row, k, num_labels) for k, row in enumerate(ids)]
         refuse_multi_hot(rows, num_labels)
-        crow = torch.zeros(len(rows) + 1, dtype=torch.int64)
-        torch.cumsum(torch.tensor([len(row) for row in rows], dtype=torch.int64), 0, out=crow[1:])
-        col = np.concatenate([np.sort(row) for row in rows]) if rows else np.empty(0, np.int64)
+        crow = row_offsets(torch.tensor([len(row) for row in rows], dtype=torch.int64))
+        col = np.concatenate([np.empty(0, np.int64), *(np.sort(row) for row in rows)])
         return cls(crow, torch.from_numpy(col), num_labels)
 
     @classmethod
@@ -102,8 +96,7 @@ class SparseTargets:
         """From a dense [N, C] tensor, array or table of 0 and 1 in any real dtype; a tensor's device is kept.
 
         Raises:
-            TypeError: for anything that is no array of numbers.
-            ValueError: for another number of dimensions, or for other values.
+            TypeError, ValueError: for anything else, another number of dimensions, and other values.
         """
         dense = as_tensor("targets", targets)
         if dense.dim() != 2 or dense.shape[1] == 0:
@@ -112,27 +105,27 @@ class SparseTargets:
             raise TypeError(f"targets: expected bool, integers or floating-point numbers, got {dense.dtype}")
         check_binary(dense)
         # The numbers are compared first, because nonzero does not take all dtypes.
-        row, col = torch.nonzero(dense != 0, as_tuple=True)
-        return cls(_crow_from_rows(row, len(dense)), col, dense.shape[1], check=False)
+        carried = dense != 0
+        return cls(row_offsets(carried.sum(1)), carried.nonzero(as_tuple=True)[1], dense.shape[1], check=False)
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> SparseTargets:
         """From a scipy sparse matrix or array [N, C] of 0 and 1; explicit zeros are dropped.
 
         Raises:
-            TypeError: for another kind of object.
-            ValueError: for another number of dimensions, or for other values.
+            TypeError, ValueError: for anything else, another number of dimensions, and other values.
         """
         if not hasattr(matrix, "tocsr"):
             raise TypeError(f"targets: expected a scipy sparse matrix, got {describe(matrix)}")
         if len(matrix.shape) != 2:
             raise ValueError(f"targets: expected a scipy sparse matrix [N, C], got shape {list(matrix.shape)}")
-        csr = matrix.tocsr(copy=True)
-        csr.sum_duplicates()
-        check_binary(as_tensor("targets", csr.data))
-        csr.eliminate_zeros()
-        crow = torch.from_numpy(csr.indptr.astype(np.int64))
-        return cls(crow, torch.from_numpy(csr.indices.astype(np.int64)), csr.shape[1])
+        coo = matrix.tocoo()
+        values = as_tensor("targets", coo.data)
+        if not (values.is_complex() or values.dtype == torch.bool):
+            # PyTorch adds the duplicates of some dtypes only.
+            values = values.double()
+        indices = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        return cls.from_torch(torch.sparse_coo_tensor(indices, values, matrix.shape, check_invariants=False))
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> SparseTargets:
@@ -141,21 +134,21 @@ class SparseTargets:
         The layout is COO, CSR, CSC, BSR or BSC, without dense dimensions.
 
         Raises:
-            TypeError: for a dense tensor.
-            ValueError: for other dimensions, for indices outside the tensor's shape, or for other values.
+            TypeError, ValueError: for anything else, indices outside the tensor's shape, and other values.
         """
-        if not isinstance(matrix, Tensor) or matrix.layout not in (torch.sparse_coo, *_COMPRESSED):
+        if not isinstance(matrix, Tensor) or matrix.layout not in _SPARSE:
             raise TypeError(f"targets: expected a sparse [N, C] tensor, got {describe(matrix)}")
         if matrix.dim() != 2 or matrix.dense_dim() != 0:
             raise ValueError(
                 f"targets: expected a sparse [N, C] tensor without dense dimensions, got {describe(matrix)} "
                 f"and {matrix.dense_dim()} dense dimensions"
             )
-        coo = _checked(matrix.detach()).to_sparse_coo().coalesce()
+        coo = check_indices(matrix.detach()).to_sparse_coo().coalesce()
         values = coo.values()
         check_binary(values)
         row, col = coo.indices()[:, values != 0]
-        return cls(_crow_from_rows(row, matrix.shape[0]), col.contiguous(), matrix.shape[1])
+        crow = row_offsets(torch.bincount(row, minlength=matrix.shape[0]))
+        return cls(crow, col.contiguous(), matrix.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -176,49 +169,46 @@ class SparseTargets:
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> SparseTargets:
         """Some of the rows, in the order asked for: a slice, or a sequence or tensor of row numbers."""
-        if isinstance(index, slice):
-            index = range(len(self))[index]
-        rows = as_tensor("index", list(index) if isinstance(index, range) else index).to(self.device)
-        if rows.dim() != 1:
+        chosen: Any = index
+        try:
+            if not isinstance(index, slice):
+                chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+                chosen = chosen if chosen.size else chosen.astype(np.int64)
+            numbers = np.arange(len(self))[chosen]
+        except (IndexError, TypeError, ValueError) as error:
+            raise IndexError(
+                f"index: expected row numbers in [{-len(self)}, {len(self)}), got {describe(index)}: {error}"
+            ) from error
+        if numbers.ndim != 1:
             raise TypeError(
                 f"index: expected a slice or a sequence of row numbers, got {describe(index)}; "
                 "targets[k:k + 1] is row k"
             )
-        if rows.dtype == torch.bool and len(rows) == len(self):
-            rows = rows.nonzero()[:, 0]
-        elif len(rows) and (rows.dtype == torch.bool or rows.is_floating_point() or rows.is_complex()):
-            raise TypeError(
-                f"index: expected integers, or bool of length {len(self)}, got {rows.dtype} of length {len(rows)}"
-            )
-        rows = rows.long()
-        if rows.numel() and not (-len(self) <= int(rows.min()) and int(rows.max()) < len(self)):
-            raise IndexError(f"index: expected row numbers in [{-len(self)}, {len(self)}), got {rows.tolist()[:8]}")
-        rows = rows % max(len(self), 1)
+        rows = torch.from_numpy(numbers.copy()).to(self.device)
         count = self.crow.diff()[rows]
-        crow = torch.zeros(len(rows) + 1, dtype=torch.int64, device=self.device)
-        torch.cumsum(count, 0, out=crow[1:])
+        crow = row_offsets(count)
         entry = torch.arange(int(crow[-1]), device=self.device)
         shift = torch.repeat_interleave(self.crow[rows] - crow[:-1], count)
         return SparseTargets(crow, self.col[entry + shift], self.num_labels, check=False)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SparseTargets:
         """The same targets on ``device``."""
-        crow, col = (part.to(device, non_blocking=non_blocking) for part in (self.crow, self.col))
-        return SparseTargets(crow, col, self.num_labels, check=False)
+        return self._of_each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
-        parts = (self.crow, self.col)
         # Tracing knows no negative bit, and compiled code never sets one.
-        negative = not torch.compiler.is_compiling() and any(part.is_neg() for part in parts)
-        if not negative and all(part.is_contiguous() for part in parts):
+        compiling = torch.compiler.is_compiling()
+        if all(part.is_contiguous() and (compiling or not part.is_neg()) for part in (self.crow, self.col)):
             return self
-        crow, col = (part.resolve_neg().contiguous() for part in parts)
-        return SparseTargets(crow, col, self.num_labels, check=False)
+        return self._of_each(lambda part: part.resolve_neg().contiguous())
 
     def pin_memory(self) -> SparseTargets:
         """The same targets in page-locked memory; DataLoader calls this with ``pin_memory=True``."""
-        return SparseTargets(self.crow.pin_memory(), self.col.pin_memory(), self.num_labels, check=False)
+        return self._of_each(Tensor.pin_memory)
+
+    def _of_each(self, function: Callable[[Tensor], Tensor]) -> SparseTargets:
+        return SparseTargets(function(self.crow), function(self.col), self.num_labels, check=False)
 
     def to_dense(self, dtype: torch.dtype = torch.uint8) -> Tensor:
         """Dense [N, C] tensor of 0 and 1."""
@@ -247,11 +237,8 @@ class SparseTargets:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SparseTargets):
             return NotImplemented
-        return (
-            self.num_labels == other.num_labels
-            and torch.equal(self.crow, other.crow)
-            and torch.equal(self.col, other.col)
-        )
+        same = torch.equal(self.crow, other.crow) and torch.equal(self.col, other.col)
+        return same and self.num_labels == other.num_labels
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -259,41 +246,37 @@ class SparseTargets:
         return f"SparseTargets(shape={list(self.shape)}, nnz={len(self.col)}, device={str(self.device)!r})"
 
 
-def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
-    """Raises ValueError unless every entry is 0 or 1, naming the first other; waits for the device.
+def as_sparse_targets(targets: Any, num_labels: int | None = None) -> SparseTargets:
+    """SparseTargets from any form that :meth:`LabelStatistics.from_targets` takes, checked.
 
-    Args:
-        dense: targets of any shape and dtype.
-        mask: bool, of a shape that expands to that of ``dense``; entries where it is False may have any value.
+    ``num_labels`` is C: needed for label ids, compared with the others' number of labels. Raises TypeError or
+    ValueError.
     """
-    if dense.dtype == torch.bool or dense.numel() == 0:
-        return
-    wrong = (dense != 0) & (dense != 1)
-    if mask is not None:
-        wrong &= mask
-    if bool(wrong.any()):
-        where = tuple(torch.nonzero(wrong)[0].tolist())
-        raise ValueError(f"targets: expected 0 or 1, got {dense[where].item()} at {list(where)}")
+    if isinstance(targets, SparseTargets):
+        targets.check()
+        sparse = targets
+    elif isinstance(targets, Tensor) and targets.layout != torch.strided and not targets.is_nested:
+        sparse = SparseTargets.from_torch(targets)
+    elif hasattr(targets, "tocsr"):
+        sparse = SparseTargets.from_scipy(targets)
+    elif isinstance(targets, (Tensor, np.ndarray)) or _is_table(targets):
+        sparse = SparseTargets.from_dense(targets)
+    elif isinstance(targets, Iterable):
+        if num_labels is None:
+            raise TypeError("num_labels: expected the number of labels, which lists of label ids do not tell")
+        sparse = SparseTargets.from_lists(targets, num_labels)
+    else:
+        raise TypeError(f"targets: expected an [N, C] array or lists of label ids, got {describe(targets)}")
+    if num_labels is not None and sparse.num_labels != num_labels:
+        raise ValueError(f"targets: expected {num_labels} labels, got {sparse.num_labels}")
+    return sparse
 
 
-def _checked(matrix: Tensor) -> Tensor:
-    """The sparse tensor, if its indices lie in its shape; PyTorch converts others by reading outside their memory."""
-    try:
-        if matrix.layout == torch.sparse_coo:
-            torch.sparse_coo_tensor(matrix._indices(), matrix._values(), matrix.shape, check_invariants=True)
-            return matrix
-        by_row = matrix.layout in _COMPRESSED_ROWS
-        compressed = matrix.crow_indices() if by_row else matrix.ccol_indices()
-        plain = matrix.col_indices() if by_row else matrix.row_indices()
-        return torch.sparse_compressed_tensor(
-            compressed, plain, matrix.values(), matrix.shape, layout=matrix.layout, check_invariants=True
-        )
-    except RuntimeError as error:
-        raise ValueError(f"targets: expected valid indices in {describe(matrix)}: {error}") from error
+def _is_table(targets: Any) -> bool:
+    """Whether it is two-dimensional and becomes an array, as a DataFrame does. A Series of lists is not."""
+    return hasattr(targets, "__array__") and len(getattr(targets, "shape", ())) == 2
 
 
-def _crow_from_rows(row: Tensor, num_rows: int) -> Tensor:
-    """Offsets int64 [num_rows + 1] of entries whose rows ascend."""
-    crow = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
-    torch.cumsum(torch.bincount(row, minlength=num_rows), 0, out=crow[1:])
-    return crow
+def row_offsets(counts: Tensor) -> Tensor:
+    """``crow``, int64 [N + 1], of rows with ``counts`` [N] entries."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .input_values import describe
+from .spec import check_choice
 
 FloatArray = NDArray[np.float64]
 Activation = Literal["sigmoid", "none"]
@@ -19,22 +20,10 @@ Activation = Literal["sigmoid", "none"]
 CHUNK = 2**20
 
 
-def check_activation(activation: str) -> None:
-    """Raises ValueError unless it is a name of :data:`Activation`."""
-    if activation not in ("sigmoid", "none"):
-        raise ValueError(f"activation: expected 'sigmoid' or 'none', got {activation!r}")
-
-
 def check_logits(logits: Tensor, num_labels: int | None) -> int:
-    """The number of labels C of logits [n, C]; waits for the device that holds them.
+    """The number of labels C of logits [n, C], where it is known ``num_labels``; waits for the device.
 
-    Args:
-        logits: what a caller gave.
-        num_labels: C, if it is known.
-
-    Raises:
-        TypeError: unless it is a dense tensor of a floating dtype.
-        ValueError: for another shape, and for a NaN, naming the first.
+    Raises TypeError for anything but a dense floating tensor, and ValueError for another shape and for a NaN.
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
@@ -60,11 +49,10 @@ def probabilities(logits: Tensor, activation: Activation) -> Iterator[tuple[int,
 def as_thresholds(thresholds: Any, activation: Activation) -> FloatArray:
     """Thresholds as a read-only float64 array [T].
 
-    Raises:
-        TypeError: for what are no numbers.
-        ValueError: for another number of dimensions, and for numbers outside [0, 1], or, without an activation, outside
-            float32.
+    Raises TypeError or ValueError for an unknown activation, and for anything but numbers in [0, 1] or, with activation
+    "none", in float32.
     """
+    check_choice("activation", activation, get_args(Activation))
     try:
         values = np.array(thresholds, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -414,7 +414,7 @@ def test_num_samples_is_refused(error, message, num_samples):
 
 @pytest.mark.parametrize("degenerate", ["raise", None, True])
 def test_degenerate_is_refused(degenerate):
-    with pytest.raises(ValueError, match=r"^degenerate: expected 'warn', 'error' or 'ignore', got"):
+    with pytest.raises(ValueError, match=r"^degenerate: expected one of 'warn', 'error', 'ignore'; got"):
         LabelStatistics.from_counts([1], 10, degenerate=degenerate)
 
 

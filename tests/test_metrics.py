@@ -311,7 +311,7 @@ UNCHECKED = SparseTargets(torch.tensor([0, 1]), torch.tensor([4]), 3, check=Fals
         (lambda: ThresholdedF1(3).merge(3), "other: expected a ThresholdedF1, got int"),
         (
             lambda: ThresholdedF1(3).merge(ThresholdedF1(3, instance_groups={"single": (1, 1)})),
-            r"other: expected the edges of instance groups \[\], got \[1, 2\]",
+            r"other: expected the instance_groups \{\}, got \{'single': \(1, 1\)\}",
         ),
         (lambda: ThresholdedF1(3).load_state_dict({"counts": 1}), "state: expected what"),
         (lambda: counted(*problem()).micro("heads"), r"group: expected one of \['total'\], got 'heads'"),

@@ -13,13 +13,12 @@ PACKAGE = "fused_balanced_loss"
 # a folder from itself. Add a new module where it stands in this order.
 LEVELS = (
     "kernels input_values spec first_order",
-    "label_ids score_groups thresholding",
+    "target_checks score_groups thresholding",
     "targets",
-    "target_forms",
     "label_statistics metrics collate",
     "backends",
-    "arguments statistics_module optim",
-    "functional",
+    "arguments optim",
+    "functional statistics_module",
     "modules classifier",
     "label_parallel integrations",
     "__init__",

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array, csc_array, csr_array, csr_matrix
 
 from fused_balanced_loss import LabelStatistics, SparseTargets
-from fused_balanced_loss.label_ids import refuse_multi_hot
-from fused_balanced_loss.target_forms import as_sparse_targets
-from fused_balanced_loss.targets import check_binary
+from fused_balanced_loss.target_checks import refuse_multi_hot
+from fused_balanced_loss.targets import as_sparse_targets
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3, 4, 5], []]
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)
@@ -325,18 +324,3 @@ def broken(layout):
 def test_torch_rejects_indices_outside_the_shape(make):
     with pytest.raises(ValueError, match=r"^targets: expected valid indices in a torch.sparse_"):
         SparseTargets.from_torch(make())
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
-def test_check_binary_looks_only_where_the_mask_is_true(dtype):
-    dense, mask = (
-        torch.tensor([[0, 1, 2], [1, 7, 0]]).to(dtype),
-        torch.tensor([[True, True, False], [True, False, True]]),
-    )
-    check_binary(dense, mask)
-    check_binary(dense, torch.tensor([True, False, False]).expand(2, -1))
-    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 7.* at \[1, 1\]"):
-        check_binary(dense, torch.tensor([True, True, False]))
-    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 2.* at \[0, 2\]"):
-        check_binary(dense)
-    check_binary(torch.full((2, 2), float("nan")), torch.zeros(2, 2, dtype=torch.bool))

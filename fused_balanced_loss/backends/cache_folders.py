@@ -25,16 +25,12 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folders() -> list[Path]:
-    """Trusted folders to look for kernels in, the preferred one first. New kernels go to the last, which can be
-    written.
+    """Trusted folders to look for kernels in, the preferred one first. New kernels go to the last one.
 
     The preferred folder is the one that ``FUSED_BALANCED_LOSS_CACHE`` names, else ``fused_balanced_loss`` in
     ``XDG_CACHE_HOME`` or in ``~/.cache``. Where it cannot be made, written or trusted, the user's processes share a
     folder in the temporary folder. Where that is not trusted either, the process has its own folder there, which it
-    removes when it ends.
-
-    Raises:
-        OSError: where not even the temporary folder can be trusted.
+    removes when it ends. Raises OSError where not even the temporary folder can be trusted.
     """
     folders = []
     try:
@@ -50,21 +46,17 @@ def cache_folders() -> list[Path]:
             shared = _trusted(temporary / f"fused_balanced_loss-{os.geteuid()}")
             if _can_hold_libraries(shared):
                 return [*folders, shared]
-    _check_above(temporary)
+    _check(temporary, _made(temporary), above=True)
     # A folder that was removed meanwhile, say by a cleaner of old files, is made again.
     return [*folders, _trusted(_folder_of_process(temporary, os.getpid()))]
 
 
 def check_file(path: Path) -> None:
-    """Raises:
-    OSError: for anything but a file that this user or root owns and nobody else can write.
-    """
+    """Raises OSError for anything but a file that this user or root owns and nobody else can write."""
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode):
         raise PermissionError(f"{path} is not a file")
-    if sys.platform != "win32":
-        _check_owner(path, status, {0, os.geteuid()})
-        _check_mode(path, status)
+    _check(path, status)
 
 
 def _preferred() -> str:
@@ -88,25 +80,13 @@ def _preferred() -> str:
 def _trusted(folder: Path) -> Path:
     """The folder, given without links; it and what is missing above it is made with mode 0700.
 
-    Raises:
-        OSError: where it cannot be made or is not trusted; the message names the folder at fault.
+    Raises OSError where that fails or the folder is not trusted; the message names the folder at fault.
     """
     # From the top: nothing is made in a folder that is not trusted.
     for each in reversed(folder.parents):
-        _check_above(each)
-    status = _made(folder)
-    if sys.platform != "win32":
-        _check_owner(folder, status, {0, os.geteuid()})
-        _check_mode(folder, status)
+        _check(each, _made(each), above=True)
+    _check(folder, _made(folder))
     return folder
-
-
-def _check_above(folder: Path) -> None:
-    status = _made(folder)
-    if sys.platform != "win32":
-        _check_owner(folder, status, {0, os.geteuid()} | _owners_outside())
-        if not status.st_mode & stat.S_ISVTX:
-            _check_mode(folder, status)
 
 
 def _made(folder: Path) -> os.stat_result:
@@ -119,13 +99,13 @@ def _made(folder: Path) -> os.stat_result:
     return status
 
 
-def _check_owner(path: Path, status: os.stat_result, owners: set[int]) -> None:
-    if status.st_uid not in owners:
+def _check(path: Path, status: os.stat_result, *, above: bool = False) -> None:
+    """Raises PermissionError for what others own or may write; ``above``: a folder above one of ours."""
+    if sys.platform == "win32":
+        return
+    if status.st_uid not in {0, os.geteuid()} | (_owners_outside() if above else set()):
         raise PermissionError(f"{path} belongs to user {status.st_uid}, neither to this user nor to root")
-
-
-def _check_mode(path: Path, status: os.stat_result) -> None:
-    if status.st_mode & _OTHERS_WRITE:
+    if status.st_mode & _OTHERS_WRITE and not (above and status.st_mode & stat.S_ISVTX):
         raise PermissionError(f"{path} can be written by other users (mode {stat.S_IMODE(status.st_mode):o})")
 
 

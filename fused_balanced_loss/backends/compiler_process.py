@@ -8,56 +8,44 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 
-class Failure(NamedTuple):
-    """How a compiler failed, and what it said."""
+def run_compiler(command: list[str], scratch: Path, deadline: float) -> tuple[str, str]:
+    """Runs the command: how it failed, ``""`` if it succeeds, and what it said.
 
-    reason: str
-    output: str
-
-
-def run_compiler(command: list[str], scratch: Path, deadline: float) -> Failure | None:
-    """Runs the command; None if it succeeds.
-
-    Args:
-        scratch: folder for temporary files.
-        deadline: when the compiler and all processes that it has started are killed, in ``time.monotonic``'s seconds.
-
-    Raises:
-        OSError: where the compiler cannot be started.
+    Its temporary files are in ``scratch``. At ``deadline``, in ``time.monotonic``'s seconds, the compiler and all
+    processes that it has started are killed. Raises OSError where it cannot be started.
     """
     limit = max(0.0, deadline - time.monotonic())
     # A file and no pipe: whoever reads a pipe waits for every process that still holds it.
     output = scratch / "output"
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
+    with (
+        open(output, "wb") as file,
+        subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(scratch), "LC_ALL": "C"},
             start_new_session=True,
-        )
+        ) as process,
+    ):
+        reason = f"did not end within {limit:.0f} s"
         try:
-            status: int | None = process.wait(limit)
+            status = process.wait(limit)
+            reason = f"failed with status {status}" if status else ""
         except subprocess.TimeoutExpired:
-            status = None
+            pass
         finally:
             if process.returncode is None:
                 _kill(process)
-    if status == 0:
-        return None
-    reason = f"did not end within {limit:.0f} s" if status is None else f"failed with status {status}"
-    return Failure(reason, output.read_text(errors="replace"))
+    return reason, output.read_text(errors="replace")
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    if hasattr(os, "killpg"):
+    if not hasattr(os, "killpg"):
+        process.kill()
+    else:
         # The compiler is a driver: its group has the processes that work.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()

@@ -24,16 +24,14 @@ import platform
 import re
 import shlex
 import shutil
-import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .build_lock import build_lock, remove_dead_builds
+from .build_lock import build_lock
 from .cache_folders import cache_folders, check_file
 from .compiler_process import run_compiler
 
@@ -49,42 +47,18 @@ _ELEMENTS_A_THREAD = 1 << 13
 
 Macros = tuple[tuple[str, int], ...]
 
+_warned: set[str] = set()
+
 
 class KernelBuildError(RuntimeError):
     """A C++ kernel cannot be had: there is no compiler, it fails, or there is no folder for what it makes."""
 
 
-class _Recipe(NamedTuple):
-    """What a kernel is built from."""
-
-    source: Path
-    macros: Macros
-    compiler: tuple[str, ...]
-    march: str
-
-    def command(self, made: Path, *threading: str) -> list[str]:
-        defines = [f"-D{name}={value}" for name, value in self.macros]
-        options = [*_FLAGS, f"-march={self.march}", *threading, *defines]
-        return [*self.compiler, *options, str(self.source), "-o", str(made)]
-
-    def file_stem(self) -> str:
-        """Changes with whatever the machine code depends on."""
-        sources = [self.source, *sorted(_SOURCES.glob("*.h"))]
-        # An upgrade replaces the compiler's file and keeps its name.
-        executable = os.stat(self.compiler[0])
-        compiler = [*self.compiler, str(executable.st_size), str(executable.st_mtime_ns)]
-        processor = _processor() if self.march == "native" else ""
-        parts = [*(each.read_text() for each in sources), repr(sorted(self.macros)), self.march, processor]
-        key = hashlib.sha256("\n".join([*parts, *compiler, *_FLAGS]).encode()).hexdigest()[:20]
-        return f"{self.source.stem}-{key}"
-
-
 def library(name: str, macros: Macros) -> ctypes.CDLL:
     """The kernels of ``kernels/<name>.cpp``, which says what the macros mean, for one set of them.
 
-    Raises:
-        KernelBuildError: where it cannot be built or loaded. A process tries each set of macros once, until
-            :func:`forget`.
+    Raises KernelBuildError where it cannot be built or loaded. A process tries each set of macros once, until
+    :func:`forget`.
     """
     found = _find(name, macros)
     if isinstance(found, str):
@@ -98,10 +72,10 @@ def available(name: str, macros: Macros) -> bool:
     The first time in the process that a kernel of this name is not available, a warning gives the reason.
     """
     found = _find(name, macros)
-    if isinstance(found, str):
-        _warn_once(name, found)
-        return False
-    return True
+    if isinstance(found, str) and name not in _warned:
+        _warned.add(name)
+        warnings.warn(f"C++ kernels are not available: {found}", stacklevel=2)
+    return not isinstance(found, str)
 
 
 def forget() -> None:
@@ -120,73 +94,36 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-_warned: set[str] = set()
-
-
-def _warn_once(name: str, reason: str) -> None:
-    if name not in _warned:
-        _warned.add(name)
-        warnings.warn(f"C++ kernels are not available: {reason}", stacklevel=3)
-
-
 @functools.cache
 def _find(name: str, macros: Macros) -> ctypes.CDLL | str:
     """The library, or why there is none: an exception that is kept would keep the tensors of its frames."""
     variant = f"{name} ({', '.join(f'{macro}={value}' for macro, value in macros)})"
+    source, march = _SOURCES / f"{name}.cpp", os.environ.get("FUSED_BALANCED_LOSS_MARCH") or "native"
     try:
-        recipe = _Recipe(
-            _SOURCES / f"{name}.cpp", macros, _compiler(), os.environ.get("FUSED_BALANCED_LOSS_MARCH") or "native"
-        )
-        return _load_or_build(recipe)
+        if not source.is_file():
+            raise KernelBuildError(f"the source {source} is missing: the package was installed without its kernels")
+        options = [*_FLAGS, f"-march={march}", *(f"-D{macro}={value}" for macro, value in macros)]
+        return _load_or_build(source, [*_compiler(), *options])
     except (OSError, KernelBuildError) as error:
         return f"{variant}: {error}"
 
 
-def _load_or_build(recipe: _Recipe) -> ctypes.CDLL:
-    if not recipe.source.is_file():
-        raise KernelBuildError(f"the source {recipe.source} is missing: the package was installed without its kernels")
-    stem = recipe.file_stem()
+def _load_or_build(source: Path, command: list[str]) -> ctypes.CDLL:
+    """The library of a source; ``command``: the compiler with its options."""
+    stem = _file_stem(source, command)
     folders = cache_folders()
     for folder in folders:
         kept = _load_kept(folder, stem)
         if kept is not None:
             return kept
     folder, deadline = folders[-1], time.monotonic() + _TIME_LIMIT
-    remove_dead_builds(folder)
-    with build_lock(folder, stem, deadline) as place:
+    with build_lock(folder, stem, deadline) as scratch:
         # Another process may have built it while this one waited.
-        return _load_kept(folder, stem) or _build(recipe, folder, stem, place, deadline)
-
-
-def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
-    for path in sorted(folder.glob(f"{stem}-*.so")):
-        with contextlib.suppress(OSError):
-            return _load(path)
-        with contextlib.suppress(OSError):
-            path.unlink()
-    return None
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    """Raises:
-    OSError: where others could have written the file, its content is not what was built, or it cannot be loaded.
-    """
-    check_file(path)
-    # The loader maps the file: reading behind its end would kill the process.
-    if _digest(path.read_bytes()) != path.stem.rpartition("-")[2]:
-        raise OSError(f"{path} was changed or cut short")
-    return ctypes.CDLL(str(path))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _build(recipe: _Recipe, folder: Path, stem: str, place: Path, deadline: float) -> ctypes.CDLL:
-    # A folder of this build alone: a compiler may outlive the process that started it, and write to its folder.
-    with tempfile.TemporaryDirectory(dir=place) as scratch:
-        made = Path(scratch) / "kernel.so"
-        _compile(recipe, made, deadline)
+        kept = _load_kept(folder, stem)
+        if kept is not None:
+            return kept
+        made = scratch / "kernel.so"
+        _compile(command, [str(source), "-o", str(made)], scratch, deadline)
         made.chmod(0o600)
         with open(made, "r+b") as file:
             digest = _digest(file.read())
@@ -200,17 +137,47 @@ def _build(recipe: _Recipe, folder: Path, stem: str, place: Path, deadline: floa
         raise
 
 
-def _compile(recipe: _Recipe, made: Path, deadline: float) -> None:
-    command = recipe.command(made, "-fopenmp")
-    failure = run_compiler(command, made.parent, deadline)
+def _file_stem(source: Path, command: list[str]) -> str:
+    """Changes with whatever the machine code depends on."""
+    sources = [each.read_text() for each in (source, *sorted(_SOURCES.glob("*.h")))]
+    # An upgrade replaces the compiler's file and keeps its name.
+    compiler = os.stat(command[0])
+    processor = _processor() if "-march=native" in command else ""
+    parts = "\n".join([*sources, *command, str(compiler.st_size), str(compiler.st_mtime_ns), processor])
+    return f"{source.stem}-{hashlib.sha256(parts.encode()).hexdigest()[:20]}"
+
+
+def _load_kept(folder: Path, stem: str) -> ctypes.CDLL | None:
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        with contextlib.suppress(OSError):
+            return _load(path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Raises OSError where others could have written the file, it is not what was built, or it cannot be loaded."""
+    check_file(path)
+    # The loader maps the file: reading behind its end would kill the process.
+    if _digest(path.read_bytes()) != path.stem.rpartition("-")[2]:
+        raise OSError(f"{path} was changed or cut short")
+    return ctypes.CDLL(str(path))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _compile(command: list[str], files: list[str], scratch: Path, deadline: float) -> None:
+    failure, output = run_compiler([*command, "-fopenmp", *files], scratch, deadline)
+    command = [*command, *files]
     # A compiler without OpenMP gives kernels that run on one thread. No other failure may end in such a kernel.
-    if failure and _NO_OPENMP.search(failure.output):
-        command = recipe.command(made)
-        failure = run_compiler(command, made.parent, deadline)
+    if failure and _NO_OPENMP.search(output):
+        failure, output = run_compiler(command, scratch, deadline)
     if failure:
-        lines = [line for line in failure.output.splitlines() if line.strip()][:_LINES_OF_ERROR]
-        what = f"the compiler {recipe.compiler[0]} {failure.reason}"
-        raise KernelBuildError("\n".join([what, shlex.join(command), *lines]))
+        lines = [line for line in output.splitlines() if line.strip()][:_LINES_OF_ERROR]
+        raise KernelBuildError("\n".join([f"the compiler {command[0]} {failure}", shlex.join(command), *lines]))
 
 
 def _compiler() -> tuple[str, ...]:

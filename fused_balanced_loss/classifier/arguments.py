@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..arguments import LOGITS_DTYPES, check_settings, check_transforms
+from ..arguments import check_floating, check_settings
 from ..label_statistics import LabelStatistics
-from ..spec import LossSpec
+from ..spec import LossSpec, check_choice
 
 LinearGradientMode = Literal["auto", "forward", "backward"]
 LINEAR_GRADIENT_MODES: tuple[str, ...] = get_args(LinearGradientMode)
@@ -27,9 +27,7 @@ def check_linear_settings(
     check_settings(spec, statistics, reduction, impl, "auto")
     if reduction == "none":
         raise ValueError("reduction: expected 'mean' or 'sum', got 'none', which would need the logits")
-    if gradient not in LINEAR_GRADIENT_MODES:
-        expected = ", ".join(map(repr, LINEAR_GRADIENT_MODES))
-        raise ValueError(f"gradient: expected one of {expected}; got {gradient!r}")
+    check_choice("gradient", gradient, LINEAR_GRADIENT_MODES)
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
         raise TypeError(f"chunk_size: expected an integer or None, got {type(chunk_size).__name__}")
     if chunk_size is not None and chunk_size < 1:
@@ -38,22 +36,15 @@ def check_linear_settings(
 
 def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, statistics: LabelStatistics | None) -> None:
     """Raises TypeError or ValueError unless features, weight, bias and statistics belong together."""
-    for name, value in (("features", features), ("weight", weight), ("bias", bias)):
-        if name == "bias" and value is None:
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.layout != torch.strided or value.is_nested:
-            raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
-        if value.dtype not in LOGITS_DTYPES:
-            raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {value.dtype}")
+    given = {"features": features, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for name, value in given.items():
+        check_floating(name, value)
         if value.device != features.device:
             raise ValueError(f"{name}: expected the device of the features, {features.device}, got {value.device}")
         # Autocast makes one dtype of all but float64.
         mixed = torch.is_autocast_enabled(features.device.type) and torch.float64 not in (value.dtype, features.dtype)
         if value.dtype != features.dtype and not mixed:
             raise TypeError(f"{name}: expected the dtype of the features, {features.dtype}, got {value.dtype}")
-        check_transforms(name, value)
     if features.dim() < 2 or features.shape[-1] == 0:
         raise ValueError(f"features: expected [..., D] with at least two dimensions, got shape {list(features.shape)}")
     if weight.dim() != 2 or weight.shape[1] != features.shape[-1] or len(weight) == 0:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..targets import SparseTargets
+from ..targets import SparseTargets, row_offsets
 from .label_chunks import default_chunk_size
 
 
@@ -82,12 +82,14 @@ def predict_above(
         rows.append(row)
         labels.append(column + start)
         logits.append(chunk[row, column])
-    row = torch.cat(rows)
-    order = torch.argsort(row, stable=True)
-    crow = torch.zeros(len(features) + 1, dtype=torch.int64, device=row.device)
-    torch.cumsum(torch.bincount(row, minlength=len(features)), 0, out=crow[1:])
-    found = SparseTargets(crow, torch.cat(labels)[order], len(weight), check=False)
-    return LabelsAbove(found, torch.cat(logits)[order])
+    return by_row(torch.cat(rows), torch.cat(labels), torch.cat(logits), len(features), len(weight))
+
+
+def by_row(rows: Tensor, labels: Tensor, logits: Tensor, num_rows: int, num_labels: int) -> LabelsAbove:
+    """Entries [nnz] in the order of their rows; within a row they stay in the order that they have."""
+    order = torch.argsort(rows, stable=True)
+    crow = row_offsets(torch.bincount(rows, minlength=num_rows))
+    return LabelsAbove(SparseTargets(crow, labels[order], num_labels, check=False), logits[order])
 
 
 def logit_chunks(

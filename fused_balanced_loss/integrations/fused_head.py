@@ -23,7 +23,7 @@ from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
-from .transformers import PaddedLabelIds, model_logits, step_mean, to_targets
+from .transformers import PaddedLabelIds, model_logits, step_loss
 
 # Where the *ForSequenceClassification models keep their last layer.
 _NAMES = ("classifier", "score")
@@ -42,6 +42,8 @@ class FusedClassifier(nn.Linear):
     impl: Impl
     update: ClassifierUpdate | None
     _may_step = False
+    # The dtype of the forward's mixed precision.
+    _autocast: torch.dtype | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [..., C] in evaluation, ``features`` [..., D] in training."""
@@ -62,32 +64,31 @@ class FusedClassifier(nn.Linear):
             RuntimeError: with ``update``, in a Trainer without ClassifierUpdateCallback, and for a second call within
                 one of its steps.
         """
-        values = model_logits(outputs)
-        update = self.update if self.training and torch.is_grad_enabled() else None
-        if update is not None:
+        if self.update is not None and self.training and torch.is_grad_enabled():
             self._check_step(labels, num_items_in_batch)
-        targets = to_targets(labels, self.out_features, num_items_in_batch)
+        return step_loss(self._loss, model_logits(outputs), labels, self.out_features, num_items_in_batch)
+
+    def _loss(self, values: Tensor, targets: Any) -> Tensor:
         if not self.training:
-            loss = balanced_loss(values, targets, self.spec, self.statistics, impl=self.impl)
-        else:
-            if values.shape[-1] != self.in_features:
-                raise ValueError(
-                    f"outputs: expected the features [N, {self.in_features}] of a forward in training, "
-                    f"got shape {list(values.shape)}"
-                )
-            with self._precision(values.device.type):
-                loss = linear_balanced_loss(
-                    values,
-                    self.weight,
-                    self.bias,
-                    targets,
-                    self.spec,
-                    self.statistics,
-                    chunk_size=self.chunk_size,
-                    impl=self.impl,
-                    update=update,
-                )
-        return step_mean(loss, len(values) * self.out_features, num_items_in_batch)
+            return balanced_loss(values, targets, self.spec, self.statistics, impl=self.impl)
+        if values.shape[-1] != self.in_features:
+            raise ValueError(
+                f"outputs: expected the features [N, {self.in_features}] of a forward in training, "
+                f"got shape {list(values.shape)}"
+            )
+        device, dtype = values.device.type, self._autocast
+        with contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype):
+            return linear_balanced_loss(
+                values,
+                self.weight,
+                self.bias,
+                targets,
+                self.spec,
+                self.statistics,
+                chunk_size=self.chunk_size,
+                impl=self.impl,
+                update=self.update if torch.is_grad_enabled() else None,
+            )
 
     def grant_step(self) -> None:
         """Allows one training call of :meth:`compute_loss` by Trainer; ClassifierUpdateCallback calls it each step."""
@@ -117,10 +118,6 @@ class FusedClassifier(nn.Linear):
         if self.update is not None:
             self.update._apply(fn, recurse)
         return self
-
-    def _precision(self, device: str) -> contextlib.AbstractContextManager[Any]:
-        dtype = getattr(self, "_autocast", None)
-        return contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
 
 
 def fuse_classifier(

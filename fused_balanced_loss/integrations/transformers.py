@@ -15,27 +15,18 @@ further; ``label_smoothing_factor`` stays 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from ..collate import SparseTargetsCollator
 from ..metrics import TOTAL, ThresholdedF1
-from ..targets import SparseTargets
+from ..targets import SparseTargets, row_offsets
 
 IGNORED = -100
-
-
-class _Known(NamedTuple):
-    """What the host knows of some label ids without reading them from their device.
-
-    num_labels: C. num_ids: how many ids there are, padding not counted.
-    """
-
-    num_labels: int
-    num_ids: int
 
 
 class PaddedLabelIds(dict[str, Tensor]):
@@ -48,18 +39,18 @@ class PaddedLabelIds(dict[str, Tensor]):
     because Trainer makes a new mapping of the same tensors. What was gathered, cut or made by hand is looked at.
     """
 
-    _known: _Known | None = None
+    # The numbers of labels and of ids, padding not counted, where the host knows them without a look at the device.
+    _known: tuple[int, int] | None = None
 
     @classmethod
     def from_targets(cls, targets: SparseTargets) -> PaddedLabelIds:
         """From valid targets [n, C]."""
-        count = targets.crow.diff()
-        width = max(1, int(count.max())) if len(targets) else 1
-        ids = torch.full((len(targets), width), IGNORED, device=targets.device)
-        rows = targets.rows
-        ids[rows, torch.arange(len(rows), device=targets.device) - targets.crow[rows]] = targets.col
-        padded = cls(label_ids=ids, num_labels=torch.full_like(count, targets.num_labels))
-        return padded._remember(_Known(targets.num_labels, len(rows)))
+        counts = targets.crow.diff()
+        # The last row makes the width at least 1, also of no samples.
+        rows = [*torch.split(targets.col, counts.tolist()), targets.col.new_full((1,), IGNORED)]
+        ids = pad_sequence(rows, batch_first=True, padding_value=IGNORED)[:-1]
+        padded = cls(label_ids=ids, num_labels=torch.full_like(counts, targets.num_labels))
+        return padded._remember((targets.num_labels, len(targets.col)))
 
     def to_targets(self, num_labels: int) -> SparseTargets:
         """SparseTargets [n, C] on the same device, for a model of ``num_labels`` labels.
@@ -70,23 +61,21 @@ class PaddedLabelIds(dict[str, Tensor]):
         # An evaluation without batch_eval_metrics gives numpy arrays.
         ids = torch.as_tensor(self["label_ids"])
         known = self._known or getattr(ids, "_known_label_ids", None)
-        own = {known.num_labels} if known is not None else set(torch.as_tensor(self["num_labels"]).tolist())
+        own = {known[0]} if known else set(torch.as_tensor(self["num_labels"]).tolist())
         if own - {num_labels}:
             raise ValueError(
                 f"labels: expected label ids of {num_labels} labels, as the model's logits, got ids of "
                 f"{', '.join(map(str, sorted(own)))} labels; give DataCollatorForMultiLabel the model's number"
             )
         present = ids != IGNORED
-        crow = torch.zeros(len(ids) + 1, dtype=torch.int64, device=ids.device)
-        torch.cumsum(present.sum(1), 0, out=crow[1:])
-        if known is None:
-            return SparseTargets(crow, ids[present], num_labels)
+        crow = row_offsets(present.sum(1))
         # ``ids[present]`` would wait for the device to learn its own length. Each id goes to its place, and padding
         # goes to one place behind them all.
+        num_ids = known[1] if known else int(crow[-1])
         ids, present = ids.reshape(-1), present.reshape(-1)
-        place = torch.where(present, present.cumsum(0) - 1, known.num_ids)
-        col = ids.new_empty(known.num_ids + 1).scatter_(0, place, ids)[: known.num_ids]
-        return SparseTargets(crow, col, num_labels, check=False)
+        place = torch.where(present, present.cumsum(0) - 1, num_ids)
+        col = ids.new_empty(num_ids + 1).scatter_(0, place, ids)[:num_ids]
+        return SparseTargets(crow, col, num_labels, check=not known)
 
     def ne(self, ignored: int) -> Tensor:
         """What Trainer sums to count the items of a step; every label of every sample is one, as in a dense target."""
@@ -108,7 +97,7 @@ class PaddedLabelIds(dict[str, Tensor]):
         twin._known = self._known
         return twin
 
-    def _remember(self, known: _Known) -> PaddedLabelIds:
+    def _remember(self, known: tuple[int, int]) -> PaddedLabelIds:
         self._known = known
         self["label_ids"]._known_label_ids = known  # type: ignore[attr-defined]
         return self
@@ -165,34 +154,31 @@ def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Te
 
     def compute(outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = model_logits(outputs)
-        value = loss(logits, to_targets(labels, logits.shape[-1], num_items_in_batch))
-        return step_mean(value, logits.numel(), num_items_in_batch)
+        return step_loss(loss, logits, labels, logits.shape[-1], num_items_in_batch)
 
     return compute
 
 
-def to_targets(labels: Any, num_labels: int, num_items_in_batch: Tensor | int | None) -> Any:
-    """Targets of a Trainer's batch.
+def step_loss(
+    loss: Callable[[Tensor, Any], Tensor], values: Tensor, labels: Any, num_labels: int, num_items: Tensor | int | None
+) -> Tensor:
+    """The mean loss of a Trainer's batch as its share of the mean over the optimizer step.
 
-    Raises:
-        TypeError: for no labels, and for SparseTargets in training.
-        ValueError: for label ids of another number of labels than the model's.
+    ``loss`` makes the mean loss of values [n, ...] and targets [n, num_labels]. ``num_items`` is what Trainer gives as
+    ``num_items_in_batch``; None leaves the mean over the batch. Raises TypeError for no labels, and for SparseTargets
+    in training, and ValueError for label ids of another number of labels than the model's.
     """
-    if isinstance(labels, SparseTargets) and num_items_in_batch is None and torch.is_grad_enabled():
+    if isinstance(labels, SparseTargets) and num_items is None and torch.is_grad_enabled():
         # Trainer cannot count their items, and would silently add up accumulated batches instead of their mean.
         raise TypeError("labels: expected those of DataCollatorForMultiLabel or a dense tensor, got SparseTargets")
     if labels is None:
         raise TypeError("labels: expected label ids or a dense tensor under 'labels' in every batch, got None")
-    return _targets(labels, num_labels)
-
-
-def step_mean(value: Tensor, items: int, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """A batch's mean over its ``items`` elements as its share of the mean over the optimizer step's."""
-    if num_items_in_batch is None:
-        return value
+    mean = loss(values, _targets(labels, num_labels))
+    if num_items is None:
+        return mean
     # Under DataParallel it is one number a device, which Trainer's own scaling expects to be added up.
-    step_items = num_items_in_batch.sum() if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-    return value * (items / step_items)
+    step_items = num_items.sum() if isinstance(num_items, Tensor) else num_items
+    return mean * (values.shape[:-1].numel() * num_labels / step_items)
 
 
 def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from ..optim.base import ClassifierUpdate
 from .fused_head import FusedClassifier
 
 # The entry of the optimizer's first parameter group that holds the update's state in a checkpoint.
@@ -46,7 +47,7 @@ class ClassifierUpdateCallback(TrainerCallback):
 
     def __init__(self, *, follow_schedule: bool = True) -> None:
         self.follow_schedule = follow_schedule
-        self._head: FusedClassifier | None = None
+        self._trained: tuple[FusedClassifier, ClassifierUpdate] | None = None
         self._hook: Any = None
 
     def on_train_begin(
@@ -60,20 +61,19 @@ class ClassifierUpdateCallback(TrainerCallback):
     ) -> None:
         _check_arguments(args)
         self._release()
-        head = _updated_head(model)
-        assert head.update is not None
+        trained = _updated_head(model)
+        update = trained[1]
         # Accelerate wraps the optimizer.
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         saved = inner.param_groups[0].pop(_ENTRY, None)
         if saved is not None:
-            head.update.load_state_dict(saved)
+            update.load_state_dict(saved)
         elif state.global_step > 0:
             raise ValueError(
                 f"update: expected its state in the checkpoint that the run resumes from, at step {state.global_step}, "
                 "got none: it was saved without ClassifierUpdateCallback, or with save_only_model=True; resume from "
                 "another, or begin a new run from the weights of this one"
             )
-        update = head.update
 
         def add_state(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
             state_dict["param_groups"][0][_ENTRY] = dict(update.state_dict())
@@ -85,20 +85,28 @@ class ClassifierUpdateCallback(TrainerCallback):
                 f"optimizer: expected one whose state_dict runs hooks, as those of torch.optim, got "
                 f"{type(inner).__name__}; the state of update could not be saved with it"
             )
-        self._head = head
+        self._trained = trained
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
-        if self._head is None or self._head.update is None:
+        if self._trained is None:
             return
-        update = self._head.update
+        head, update = self._trained
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None and scaler.is_enabled():
             update.loss_scale = scaler.get_scale()
         if self.follow_schedule:
-            update.lr_factor = _share_of_schedule(optimizer.param_groups[0], args)
-        self._head.grant_step()
+            group = optimizer.param_groups[0]
+            # The learning rate that its schedule began with.
+            first = group.get("initial_lr", args.learning_rate)
+            if not first:
+                raise ValueError(
+                    "learning_rate: expected one above 0 for update to follow its schedule, got 0; "
+                    "see ClassifierUpdateCallback(follow_schedule=False)"
+                )
+            update.lr_factor = group["lr"] / first
+        head.grant_step()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._release()
@@ -107,18 +115,18 @@ class ClassifierUpdateCallback(TrainerCallback):
         """Undoes what a training has set, also one that ended by an exception."""
         if self._hook is not None:
             self._hook.remove()
-        if self._head is not None and self._head.update is not None:
-            self._head.update.loss_scale = 1.0
+        if self._trained is not None:
+            _, update = self._trained
+            update.loss_scale = 1.0
             if self.follow_schedule:
-                self._head.update.lr_factor = 1.0
-        self._head = self._hook = None
+                update.lr_factor = 1.0
+        self._trained = self._hook = None
 
 
-def _updated_head(model: nn.Module | None) -> FusedClassifier:
-    modules = () if model is None else model.modules()
-    for module in modules:
+def _updated_head(model: nn.Module | None) -> tuple[FusedClassifier, ClassifierUpdate]:
+    for module in () if model is None else model.modules():
         if isinstance(module, FusedClassifier) and module.update is not None:
-            return module
+            return module, module.update
     raise ValueError(
         f"model: expected one whose classifier fuse_classifier(update=...) has exchanged, got {type(model).__name__}; "
         "leave ClassifierUpdateCallback away"
@@ -133,20 +141,10 @@ def _check_arguments(args: TrainingArguments) -> None:
             "leave update away and let the Trainer's optimizer step the classifier"
         )
     devices = args.world_size * max(1, args.n_gpu)
-    if devices > 1 or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+    deepspeed, fsdp = (bool(getattr(args, name, None)) for name in ("deepspeed", "fsdp"))
+    if devices > 1 or deepspeed or fsdp:
         raise ValueError(
-            f"update: expected one process with one device, as replicas of the classifier would each step by their own "
-            f"gradient and diverge, got {devices} and deepspeed={bool(getattr(args, 'deepspeed', None))}, "
-            f"fsdp={bool(getattr(args, 'fsdp', None))}; leave update away, or see LabelParallelLinearLoss"
+            "update: expected one process with one device, as replicas of the classifier would each step by their own "
+            f"gradient and diverge, got {devices} and deepspeed={deepspeed}, fsdp={fsdp}; leave update away, or see "
+            "LabelParallelLinearLoss"
         )
-
-
-def _share_of_schedule(group: dict[str, Any], args: TrainingArguments) -> Any:
-    """The present learning rate of a parameter group over the one that its schedule began with."""
-    first = group.get("initial_lr", args.learning_rate)
-    if not first:
-        raise ValueError(
-            "learning_rate: expected one above 0 for update to follow its schedule, got 0; "
-            "see ClassifierUpdateCallback(follow_schedule=False)"
-        )
-    return group["lr"] / first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,87 +11,31 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..backends.problem import compute_dtype
 from ..targets import SparseTargets
 
 Group = dist.ProcessGroup
+Function = Callable[[Tensor], Tensor]
 
 
-class _ReplicatedFeatures(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, group: Group) -> Tensor:
-        ctx.group, ctx.dtype = group, features.dtype
-        copy = features.to(compute_dtype(features.dtype))
-        return copy.view_as(copy)
+class _Exchange(torch.autograd.Function):
+    """``forward`` of a tensor, whose upstream gradient goes through ``backward``."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return summed(upstream, ctx.group).to(ctx.dtype), None
-
-
-class _LossOfShards(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, group: Group) -> Tensor:
-        return summed(loss, group)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream, None
-
-
-class _AveragedGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
+    def forward(ctx: Any, tensor: Tensor, forward: Function | None, backward: Function | None) -> Tensor:
+        ctx.back = backward
+        result = tensor if forward is None else forward(tensor)
+        return result.view_as(result)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return averaged(upstream, ctx.group), None
-
-
-class _GatheredLogits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, widths: list[int], group: Group) -> Tensor:
-        rank = dist.get_rank(group)
-        ctx.start, ctx.stop = sum(widths[:rank]), sum(widths[: rank + 1])
-        return torch.cat(gather_columns(logits, widths, group), 1)
-
-    @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return upstream[:, ctx.start : ctx.stop], None, None
+        return upstream if ctx.back is None else ctx.back(upstream), None, None
 
 
-def replicated_features(features: Tensor, group: Group) -> Tensor:
-    """The features [N, D], the same on all ranks, in the compute dtype; their gradient is summed over the ranks.
-
-    Features in half precision are summed in float32, too: the part of one shard is smaller than the sum, and half
-    precision would round it, or in float16 flush it to zero, before it is added.
-    """
-    copy: Tensor = _ReplicatedFeatures.apply(features, group)
-    return copy
-
-
-def loss_of_shards(loss: Tensor, group: Group) -> Tensor:
-    """The sum of the ranks' losses; each rank's loss gets the upstream gradient of the sum."""
-    total: Tensor = _LossOfShards.apply(loss, group)
-    return total
-
-
-def averaged_gradient(tensor: Tensor, group: Group | None) -> Tensor:
-    """The tensor, whose gradient becomes the mean over the ranks of ``group``; without a group the tensor itself."""
-    if group is None:
-        return tensor
-    same: Tensor = _AveragedGradient.apply(tensor, group)
-    return same
-
-
-def gathered_logits(logits: Tensor, widths: list[int], group: Group) -> Tensor:
-    """Logits [N, C] from each rank's [N, width]; a rank's part gets its columns of the upstream gradient."""
-    whole: Tensor = _GatheredLogits.apply(logits, widths, group)
-    return whole
+def exchange(tensor: Tensor, forward: Function | None = None, backward: Function | None = None) -> Tensor:
+    """``forward`` of the tensor, whose gradient is ``backward`` of the upstream gradient; None leaves either alone."""
+    result: Tensor = _Exchange.apply(tensor, forward, backward)
+    return result
 
 
 def summed(tensor: Tensor, group: Group) -> Tensor:
@@ -113,34 +57,28 @@ def gather(tensor: Tensor, group: Group) -> list[Tensor]:
     return parts
 
 
-def gather_columns(tensor: Tensor, widths: Sequence[int], group: Group) -> list[Tensor]:
-    """Each rank's tensor [N, width], by rank; ``widths`` holds the ranks' widths."""
+def gather_columns(tensor: Tensor, widths: Sequence[int], group: Group) -> Tensor:
+    """[N, sum of widths], the first columns of each rank's tensor, by rank: as many as ``widths`` has for it."""
+    own = widths[dist.get_rank(group)]
     padded = tensor.new_zeros(len(tensor), max(widths))
-    padded[:, : tensor.shape[1]] = tensor
-    return [part[:, :width] for part, width in zip(gather(padded, group), widths, strict=True)]
+    padded[:, :own] = tensor[:, :own]
+    return torch.cat([part[:, :width] for part, width in zip(gather(padded, group), widths, strict=True)], 1)
 
 
-def common_seed(groups: Sequence[Group], device: torch.device) -> int:
+def common_seed(groups: Sequence[Group]) -> int:
     """A seed that the first rank draws from its default generator, the same on all ranks."""
-    seed = torch.randint(1 << 48, (1,)).to(device)
+    seeds = [int(torch.randint(1 << 48, ()))]
     for group in groups:
-        dist.broadcast(seed, group=group, group_src=0)
-    return int(seed)
+        dist.broadcast_object_list(seeds, group=group, group_src=0)
+    return seeds[0]
 
 
-def check_agreement(values: dict[str, bytes], group: Group, device: torch.device) -> None:
-    """Raises ValueError on all ranks, naming the first of ``values`` that is not the same on all.
-
-    Args:
-        values: by name, what the ranks compare. Digests of it are sent, in one exchange.
-        group: the ranks.
-        device: where the group's tensors are.
-    """
-    digests = b"".join(hashlib.sha256(value).digest() for value in values.values())
-    own = torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(len(values), -1).to(device)
-    everyone = torch.stack(gather(own, group)).cpu()
-    for number, name in enumerate(values):
-        other = (everyone[:, number] != everyone[0, number]).any(1).nonzero()[:, 0].tolist()
+def check_agreement(values: dict[str, bytes], group: Group) -> None:
+    """Raises ValueError on all ranks, naming the first of ``values`` that is not the same on all; digests are sent."""
+    everyone: list[Any] = [None] * group.size()
+    dist.all_gather_object(everyone, {name: hashlib.sha256(value).digest() for name, value in values.items()}, group)
+    for name in values:
+        other = [rank for rank, digests in enumerate(everyone) if digests[name] != everyone[0][name]]
         if other:
             raise ValueError(
                 f"{name}: expected the same on all {group.size()} ranks of the mesh, got others than rank 0's on ranks "
@@ -160,14 +98,14 @@ def check_batch(
     Features [N, D] may differ by rounding. Targets, sample weights [N] and label mask [N, C], where there are any,
     have to be the same in dtype, shape and every value.
     """
-    parts: dict[str, tuple[Tensor, ...]] = {
-        "targets": (targets.crow, targets.col) if isinstance(targets, SparseTargets) else (targets,),
-        "sample_weight": () if sample_weight is None else (sample_weight,),
-        "label_mask": () if label_mask is None else (label_mask,),
+    ids = (targets.crow, targets.col) if isinstance(targets, SparseTargets) else (targets,)
+    values = {
+        "shape of the features": repr((features.shape, features.dtype)).encode(),
+        "targets": tensor_bytes(*ids),
+        "sample_weight": tensor_bytes(sample_weight),
+        "label_mask": tensor_bytes(label_mask),
     }
-    values = {"shape of the features": repr((features.shape, features.dtype)).encode()}
-    values |= {name: _kinds(*tensors) + tensor_bytes(*tensors) for name, tensors in parts.items()}
-    check_agreement(values, group, features.device)
+    check_agreement(values, group)
     own = features.detach().float()
     first = own.clone(memory_format=torch.contiguous_format)
     dist.broadcast(first, group=group, group_src=0)
@@ -180,13 +118,8 @@ def check_batch(
         )
 
 
-def tensor_bytes(*tensors: Tensor) -> bytes:
-    """The tensors' values, one after another."""
-    return b"".join(
-        tensor.detach().resolve_neg().contiguous().view(torch.uint8).cpu().numpy().tobytes() for tensor in tensors
-    )
-
-
-def _kinds(*tensors: Tensor) -> bytes:
-    """Dtypes and shapes: the same bytes can be the values of several kinds of tensors."""
-    return repr([(tensor.dtype, tensor.shape) for tensor in tensors]).encode()
+def tensor_bytes(*tensors: Tensor | None) -> bytes:
+    """The tensors' dtypes, shapes and values: the same values can be those of several kinds of tensors."""
+    parts = [part.detach().resolve_neg().contiguous().cpu() for part in tensors if part is not None]
+    kinds = repr([(part.dtype, part.shape) for part in parts]).encode()
+    return kinds + b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)

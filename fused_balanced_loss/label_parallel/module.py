@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,11 +21,9 @@ from ..label_statistics import LabelStatistics
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from ..targets import SparseTargets
-from .collectives import averaged_gradient, check_agreement, common_seed, tensor_bytes
+from .collectives import averaged, check_agreement, common_seed, exchange, tensor_bytes
 from .label_shard import LabelShard
-from .prediction import predict_above, predict_topk
-from .shards import checked_mesh, fill_uniform, local, shard_sizes, sharded
-from .update import ShardUpdate, localize_state, shard_state
+from .shards import checked_mesh, fill_uniform, local, register_state_hooks, shard_sizes, sharded
 
 
 class LabelParallelLinearLoss(LinearBalancedLoss):
@@ -115,22 +112,20 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         self.first_label = sum(self._sizes[: mesh.get_local_rank()])
         seed = None if update is None else int(update.seed)
         settings = (spec, num_features, labels, bias, reduction, chunk_size, gradient, dtype, update, seed)
-        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b"%d" % statistics.num_samples
+        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b" %d" % statistics.num_samples
         for group in self._groups:
-            check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group, device)
+            check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group)
         own = torch.empty(self._rows, num_features, device=device, dtype=dtype)
+        own_bias = own.new_empty(self._rows) if bias else None
         self.weight = nn.Parameter(sharded(own, mesh, labels))
-        if bias:
-            self.bias = nn.Parameter(sharded(own.new_empty(self._rows), mesh, labels))
+        self.bias = None if own_bias is None else nn.Parameter(sharded(own_bias, mesh, labels))
         self.reset_parameters()
         self.update = update
         if update is not None:
-            own_bias = None if self.bias is None else local(self.bias).detach()
-            update.prepare(local(self.weight).detach(), own_bias, first_label=self.first_label)
+            update.prepare(own, own_bias, first_label=self.first_label)
         self._updated = (self.weight,)
         self._batch_checked = False
-        self.register_state_dict_post_hook(_shard_update_state)
-        self.register_load_state_dict_pre_hook(_localize_update_state)
+        register_state_hooks(self)
 
     @classmethod
     def from_linear(  # type: ignore[override]
@@ -195,7 +190,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         if self.weight.device.type == "meta":
             return
         own = [local(part).detach() for part in (self.weight, self.bias) if part is not None]
-        fill_uniform(own, self.first_label, common_seed(self._groups, own[0].device))
+        fill_uniform(own, self.first_label, common_seed(self._groups))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
@@ -222,35 +217,30 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 width = features.shape[-1]
                 chunk_size = default_chunk_size(width, width, features.dtype, features.device)
         weight, bias = self._classifier()
+        shard = self._shard(update, check=training and not self._batch_checked)
         if update is not None:
             # Older versions of PyTorch make zeros of a gradient that is None, on its way to the DTensor.
             weight = weight.detach().requires_grad_(weight.requires_grad)
             bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
-        step = None if update is None else ShardUpdate(self._own(update, weight, bias), self._data_group)
-        shard = LabelShard(
-            self.first_label, self._sizes, self.mesh.get_group(), step, check=training and not self._batch_checked
-        )
+            self._check_update(update, weight, bias)
         settings = LinearSettings(self.spec, self.statistics, self.reduction, chunk_size, self.impl, self.gradient)
+        step = None if update is None else shard
         loss = run(settings, features, weight, bias, targets, sample_weight, label_mask, ignore_index, step, shard)
         self._batch_checked |= training and features.shape[:-1].numel() > 0
         return loss
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits [..., C], whole, on every rank; all ranks differentiate them alike."""
-        weight, bias = self._classifier()
-        shard = LabelShard(self.first_label, self._sizes, self.mesh.get_group())
-        logits = shard.logits(features.reshape(-1, features.shape[-1]), weight, bias)
+        logits = self._shard().logits(features.reshape(-1, features.shape[-1]), *self._classifier())
         return logits.view(*features.shape[:-1], -1)
 
     def predict_topk(self, features: Tensor, k: int) -> TopLabels:
         """As :func:`predict_topk`, of all labels, on every rank."""
-        weight, bias = self._classifier()
-        return predict_topk(features, weight, bias, k, self._sizes, self.mesh.get_group(), self.chunk_size)
+        return self._shard().predict_topk(features, *self._classifier(), k, self.chunk_size)
 
     def predict_above(self, features: Tensor, threshold: float) -> LabelsAbove:
         """As :func:`predict_above`, of all labels, on every rank."""
-        weight, bias = self._classifier()
-        return predict_above(features, weight, bias, threshold, self._sizes, self.mesh.get_group(), self.chunk_size)
+        return self._shard().predict_above(features, *self._classifier(), threshold, self.chunk_size)
 
     def extra_repr(self) -> str:
         last = self.first_label + self._rows
@@ -266,32 +256,23 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         return None if self.data_mesh is None else self.data_mesh.get_group()
 
     def _classifier(self) -> tuple[Tensor, Tensor | None]:
-        """This rank's rows of weight and bias."""
-        weight, bias = (
-            None if part is None else averaged_gradient(local(part), self._data_group)
-            for part in (self.weight, self.bias)
-        )
-        assert weight is not None
-        return weight, bias
+        """This rank's rows of weight and bias; their gradient becomes the mean over ``data_mesh``."""
+        group = self._data_group
 
-    def _own(self, update: ClassifierUpdate, weight: Tensor, bias: Tensor | None) -> ClassifierUpdate:
-        """``update``; raises unless what it changes is what this module keeps."""
+        def own(part: Tensor) -> Tensor:
+            rows = local(part)
+            return rows if group is None else exchange(rows, backward=lambda upstream: averaged(upstream, group))
+
+        return own(self.weight), None if self.bias is None else own(self.bias)
+
+    def _shard(self, update: ClassifierUpdate | None = None, *, check: bool = False) -> LabelShard:
+        return LabelShard(self.first_label, self._sizes, self.mesh.get_group(), update, self._data_group, check=check)
+
+    def _check_update(self, update: ClassifierUpdate, weight: Tensor, bias: Tensor | None) -> None:
+        """Raises unless what the update changes is what this module keeps."""
         if self.weight is not self._updated[0] and getattr(self, "_is_fsdp_managed_module", False):
             raise RuntimeError(
                 "update: expected a classifier that fully_shard leaves alone, as it drops what is changed in place; "
                 "call it on the encoder, or with ignored_params=set(classifier.parameters())"
             )
         update.check(weight, bias)
-        return update
-
-
-def _shard_update_state(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    assert isinstance(module, LabelParallelLinearLoss)
-    if module.update is not None:
-        shard_state(module.update, state, f"{prefix}update.", module.mesh, sum(module._sizes))
-
-
-def _localize_update_state(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    assert isinstance(module, LabelParallelLinearLoss)
-    if module.update is not None:
-        localize_state(module.update, state, f"{prefix}update.")

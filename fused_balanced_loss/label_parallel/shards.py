@@ -1,15 +1,18 @@
-"""The labels of each rank, and the DTensors that the ranks' rows make up."""
+"""The labels of each rank, and the DTensors that the ranks' rows make up, in memory and in checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
+
+from ..optim.base import ClassifierUpdate
 
 # So many labels are initialised from one seed, whichever ranks hold them.
 _BLOCK = 1024
@@ -52,12 +55,7 @@ def fill_uniform(parts: Sequence[Tensor], first_label: int, seed: int) -> None:
 
 
 def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
-    """A one-dimensional mesh, also from a process group.
-
-    Raises:
-        TypeError: for another type.
-        ValueError: for a mesh of several dimensions, and for one that this rank is not part of.
-    """
+    """A one-dimensional mesh of which this rank is part, also from a process group; raises TypeError or ValueError."""
     if isinstance(mesh, dist.ProcessGroup):
         backend = dist.get_backend(mesh)
         return DeviceMesh.from_group(mesh, "cuda" if "nccl" in backend else "cpu")
@@ -71,3 +69,26 @@ def checked_mesh(name: str, mesh: DeviceMesh | dist.ProcessGroup) -> DeviceMesh:
     if mesh.get_coordinate() is None:
         raise ValueError(f"{name}: expected a mesh that this rank, {dist.get_rank()}, is part of, got {mesh}")
     return mesh
+
+
+def register_state_hooks(module: nn.Module) -> None:
+    """In a checkpoint what ``module.update`` keeps for each label is DTensors, in memory this rank's rows."""
+    module.register_state_dict_post_hook(_shard_update_state)
+    module.register_load_state_dict_pre_hook(_localize_update_state)
+
+
+def _shard_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    for name in _label_state(module.update, prefix):
+        state[name] = sharded(state[name], module.mesh, sum(module._sizes))
+
+
+def _localize_update_state(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    for name in _label_state(module.update, prefix):
+        if isinstance(state.get(name), DTensor):
+            state[name] = state[name].to_local()
+
+
+def _label_state(update: ClassifierUpdate | None, prefix: str) -> list[str]:
+    """Names of the buffers whose first dimension is the labels; counters and seed have no dimensions."""
+    buffers = () if update is None else update.named_buffers()
+    return [f"{prefix}update.{name}" for name, buffer in buffers if buffer.dim()]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ..input_values import as_integer
+from ..spec import check_choice
 from .checks import StateForm, check_apart, check_classifier, check_number, check_number_or_tensor, check_state
-from .rule import GradientConsumer, Rows, Step, UpdateRule
+from .rule import CONSTANTS, GradientConsumer, Rows, Step
 from .select import select_update
 
 Rounding = Literal["stochastic", "nearest"]
@@ -49,102 +51,66 @@ class ClassifierUpdate(nn.Module):
     classifier that had no update loads too, and leaves the state as it is. ``.to(dtype)`` leaves the state's dtypes.
     """
 
+    lr: float | Tensor
+    lr_factor: float | Tensor
+    loss_scale: float | Tensor
     steps: Tensor
     skipped: Tensor
     seed: Tensor
 
+    _adamw = False
+    # Names of a subclass's own settings.
+    _settings: tuple[str, ...] = ()
+
     def __init__(
-        self,
-        lr: float | Tensor,
-        *,
-        weight_decay: float,
-        max_row_norm: float | None,
-        rounding: str,
-        seed: int,
+        self, lr: float | Tensor, *, weight_decay: float, max_row_norm: float | None, rounding: str, seed: int
     ) -> None:
         super().__init__()
-        if rounding not in get_args(Rounding):
-            raise ValueError(f"rounding: expected 'stochastic' or 'nearest', got {rounding!r}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
-        if not 0 <= seed < 1 << 63:
-            raise ValueError(f"seed: expected an integer of at least 0 and below 2**63, got {seed}")
+        check_choice("rounding", rounding, get_args(Rounding))
         self.lr = lr
-        self.lr_factor = 1.0
-        self.loss_scale = 1.0
+        self.lr_factor = self.loss_scale = 1.0
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.max_row_norm = None if max_row_norm is None else check_number("max_row_norm", max_row_norm, positive=True)
         self.rounding = rounding
-        self._first_seed = seed
+        self._first_seed = as_integer("seed", seed, at_least=0)
         self._form: StateForm | None = None
         self._calls: weakref.WeakSet[Any] = weakref.WeakSet()
         self.first_label = 0
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("skipped", torch.zeros((), dtype=torch.int64, device="cpu"))
-        self.register_buffer("seed", torch.tensor(seed, device="cpu"))
+        for name in _COUNTERS:
+            value = self._first_seed if name == "seed" else 0
+            self.register_buffer(name, torch.tensor(value, dtype=torch.int64, device="cpu"))
 
-    @property
-    def lr(self) -> float | Tensor:
-        """Learning rate, before ``lr_factor``."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value: float | Tensor) -> None:
-        self._lr = check_number_or_tensor("lr", value)
-
-    @property
-    def lr_factor(self) -> float | Tensor:
-        """What the learning rate is multiplied by."""
-        return self._lr_factor
-
-    @lr_factor.setter
-    def lr_factor(self, value: float | Tensor) -> None:
-        self._lr_factor = check_number_or_tensor("lr_factor", value)
-
-    @property
-    def loss_scale(self) -> float | Tensor:
-        """What the upstream gradient is divided by."""
-        return self._loss_scale
-
-    @loss_scale.setter
-    def loss_scale(self, value: float | Tensor) -> None:
-        self._loss_scale = check_number_or_tensor("loss_scale", value, positive=True)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lr", "lr_factor", "loss_scale"):
+            value = check_number_or_tensor(name, value, positive=name == "loss_scale")
+        super().__setattr__(name, value)
 
     def prepare(self, weight: Tensor, bias: Tensor | None, first_label: int = 0) -> None:
         """Makes the state for a classifier's weight [C, D] and bias [C]; their owner calls it once.
 
-        Args:
-            first_label: the label of the weight's first row, in a shard.
-
-        Raises:
-            RuntimeError: where it was called before.
-            TypeError, ValueError: for a classifier that cannot be changed in place.
+        ``first_label`` is the label of the weight's first row, in a shard. Raises RuntimeError where it was called
+        before, and TypeError or ValueError for a classifier that cannot be changed in place.
         """
         if self._form is not None:
             raise RuntimeError(
                 "update: prepared for a classifier already; each classifier needs an optimizer of its own"
             )
         check_classifier(weight, bias)
-        self.first_label = first_label
-        moments = self._moment_form(weight.shape[0], weight.shape[1], bias is not None)
-        for name, (shape, dtype) in moments.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=weight.device))
-        for name in _COUNTERS:
-            self.register_buffer(name, getattr(self, name).to(weight.device))
-        self._form = moments | _COUNTERS
+        self.first_label, self._form = first_label, self._form_for(weight, bias)
+        for name, (shape, dtype) in self._form.items():
+            value = self._buffers.get(name)
+            zeros = torch.zeros(shape, dtype=dtype, device=weight.device)
+            self.register_buffer(name, zeros if value is None else value.to(weight.device))
 
     def check(self, weight: Tensor, bias: Tensor | None) -> None:
         """Raises unless this is a classifier like the one prepared for, and the state is as ``prepare`` made it.
 
-        Raises:
-            RuntimeError: before ``prepare``.
-            TypeError, ValueError: naming the tensor, what was expected and what came.
+        That is a RuntimeError before ``prepare``, else a TypeError or ValueError, naming the tensor.
         """
         if self._form is None:
             raise RuntimeError("update: expected prepare(weight, bias) before the first step")
         check_classifier(weight, bias)
-        needed = self._moment_form(weight.shape[0], weight.shape[1], bias is not None) | _COUNTERS
-        for name, (shape, _) in needed.items():
+        for name, (shape, _) in self._form_for(weight, bias).items():
             if name not in self._form or self._form[name][0] != shape:
                 got = list(self._form[name][0]) if name in self._form else "none"
                 raise ValueError(
@@ -165,13 +131,9 @@ class ClassifierUpdate(nn.Module):
     def step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> GradientConsumer:
         """Begins one step; the result takes each chunk's rows and the gradients of their weight and bias.
 
-        Args:
-            factor: no dimensions; what the gradients are yet to be multiplied by.
-            finite: bool, no dimensions; False makes the step change nothing.
-
-        Raises:
-            RuntimeError: in a backward through several calls of the classifier.
-            RuntimeError, TypeError, ValueError: as :meth:`check`.
+        ``factor`` is what the gradients are yet to be multiplied by; ``finite``, bool, makes the step change nothing
+        where it is False. Neither has dimensions. Raises as :meth:`check`, and RuntimeError in a backward through
+        several calls of the classifier.
         """
         self.check(weight, bias)
         self._check_backward()
@@ -179,7 +141,10 @@ class ClassifierUpdate(nn.Module):
         self.skipped.add_(~finite)
         scale = factor.double() / self._on_device(self.loss_scale)
         step = Step(
-            rule=self._rule(),
+            adamw=self._adamw,
+            constants=dict.fromkeys(CONSTANTS, 0.0) | self._constants(),
+            max_row_norm=self.max_row_norm,
+            stochastic=self.rounding == "stochastic",
             numbers=torch.stack([scale, *self._numbers(self._on_device(self.lr) * self._on_device(self.lr_factor))]),
             finite=finite,
             seed=self.seed,
@@ -191,27 +156,32 @@ class ClassifierUpdate(nn.Module):
         return select_update(step)(step)
 
     def extra_repr(self) -> str:
-        names = ("lr", "weight_decay", "max_row_norm", "rounding")
+        names = ("lr", "weight_decay", "max_row_norm", "rounding", *self._settings)
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
-        """Shapes and dtypes of the moments of the weight, and of those of the bias."""
-        raise NotImplementedError
-
-    def _moments(self) -> tuple[str | None, str | None]:
-        """Names of the buffers of first and second moment; None where there is none."""
+    def _moments(self) -> Mapping[str, tuple[torch.dtype, bool]]:
+        """Name and dtype of the weight's first and second moment, and whether it is one number for a whole row."""
         raise NotImplementedError
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``step_size``, ``weight_scale`` and ``root_correction`` of :class:`Step`: float64, no dimensions."""
         raise NotImplementedError
 
-    def _rule(self) -> UpdateRule:
+    def _constants(self) -> dict[str, float]:
+        """Those of ``CONSTANTS`` that the optimizer has."""
         raise NotImplementedError
 
+    def _form_for(self, weight: Tensor, bias: Tensor | None) -> StateForm:
+        form = dict(_COUNTERS)
+        for name, (dtype, by_row) in self._moments().items():
+            form[name] = tuple(weight.shape[: 1 if by_row else 2]), dtype
+            if bias is not None:
+                form[f"bias_{name}"] = (len(weight),), torch.float32
+        return form
+
     def _rows(self, value: Tensor, prefix: str) -> Rows:
-        moments = (None if name is None else getattr(self, prefix + name) for name in self._moments())
-        return Rows(value, *(one[:, None] if one is not None and one.dim() == 1 else one for one in moments))
+        moments = (getattr(self, prefix + name) for name in self._moments())
+        return Rows(value, *(one[:, None] if one.dim() == 1 else one for one in moments))
 
     def _on_device(self, value: float | Tensor) -> Tensor:
         device = self.steps.device

@@ -56,19 +56,16 @@ def check_classifier(weight: Tensor, bias: Tensor | None) -> None:
 def check_state(state: Mapping[str, Any], form: StateForm, device: torch.device) -> None:
     """Raises TypeError or ValueError unless every tensor of the state is what the kernels take it for.
 
-    The kernels read and write the state by pointer, so that another dtype, stride or device would silently give wrong
-    numbers.
+    They read and write by pointer: another dtype, stride or device would silently give wrong numbers.
     """
     for name, (shape, dtype) in form.items():
         value = state.get(name)
         if not isinstance(value, Tensor):
             raise TypeError(f"update: expected a tensor in {name}, got {type(value).__name__}")
-        if value.device != device:
-            raise ValueError(f"update: expected {name} on the device of the weight, {device}, got {value.device}")
-        if value.dtype != dtype or value.shape != shape:
+        if (value.dtype, value.shape, value.device) != (dtype, shape, device):
             raise ValueError(
-                f"update: expected {name} as {dtype} of shape {list(shape)}, got {value.dtype} of shape "
-                f"{list(value.shape)}"
+                f"update: expected {name} as {dtype} of shape {list(shape)} on the device of the weight, {device}, got "
+                f"{value.dtype} of shape {list(value.shape)} on {value.device}"
             )
         if value.layout != torch.strided or not value.is_contiguous() or value.is_neg():
             raise ValueError(
@@ -83,17 +80,11 @@ def check_state(state: Mapping[str, Any], form: StateForm, device: torch.device)
 
 def check_apart(tensors: Mapping[str, Tensor | None]) -> None:
     """Raises ValueError where two of the tensors share memory."""
-    spans = sorted(
-        (value.data_ptr(), value.data_ptr() + _span(value), name)
-        for name, value in tensors.items()
-        if value is not None and value.numel()
-    )
-    for (_, stop, one), (start, _, other) in itertools.pairwise(spans):
+    spans = []
+    for name, value in tensors.items():
+        if value is not None and value.numel():
+            last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+            spans.append((value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size(), name))
+    for (_, stop, one), (start, _, other) in itertools.pairwise(sorted(spans)):
         if start < stop:
             raise ValueError(f"update: expected memory of its own for each tensor, but {one} and {other} overlap")
-
-
-def _span(value: Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
-    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-    return (last + 1) * value.element_size()

@@ -20,24 +20,20 @@ def begin(step: Step) -> GradientConsumer:
 
 class _GradientConsumer:
     def __init__(self, step: Step) -> None:
-        self._step, self._rule = step, step.rule
+        self._step = step
         self._gradient_scale, self._step_size, self._weight_scale, self._root_correction = step.numbers.tolist()
         self._buffers: dict[str, Tensor] = {}
         self._keys: dict[int, Tensor] = {}
 
     def __call__(self, rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
-        weight = self._step.weight.cut(rows)
-        bias = None if self._step.bias is None else self._step.bias.cut(rows)
+        step = self._step
         size = max(1, _ELEMENTS_A_THREAD * torch.get_num_threads() // weight_gradient.shape[1])
-        for start in range(0, len(weight_gradient), size):
-            part = slice(start, start + size)
-            self._update(
-                weight_gradient[part],
-                bias_gradient[part, None],
-                weight.cut(part),
-                None if bias is None else bias.cut(part),
-                self._step.first_label + rows.start + start,
-            )
+        for start in range(rows.start, rows.stop, size):
+            part = slice(start, min(start + size, rows.stop))
+            own = slice(part.start - rows.start, part.stop - rows.start)
+            bias = None if step.bias is None else step.bias.cut(part)
+            first_label = step.first_label + start
+            self._update(weight_gradient[own], bias_gradient[own, None], step.weight.cut(part), bias, first_label)
 
     def _update(
         self, weight_gradient: Tensor, bias_gradient: Tensor, weight: Rows, bias: Rows | None, first_label: int
@@ -45,7 +41,7 @@ class _GradientConsumer:
         weight_gradient.mul_(self._gradient_scale)
         if bias is not None:
             bias_gradient = bias_gradient * self._gradient_scale
-        limit = self._rule.max_row_norm
+        limit = self._step.max_row_norm
         if limit is not None:
             norm = torch.linalg.vector_norm(weight_gradient, dim=1, keepdim=True)
             if bias is not None:
@@ -61,24 +57,25 @@ class _GradientConsumer:
         value = self._load("value", rows.value)
         first = None if rows.first_moment is None else self._load("first_moment", rows.first_moment)
         second = None if rows.second_moment is None else self._load("second_moment", rows.second_moment)
-        if self._rule.kind == "sgd":
-            if self._rule.l2_penalty:
-                gradient.add_(value, alpha=self._rule.l2_penalty)
-            direction = gradient if first is None else first.mul_(self._rule.momentum).add_(gradient)
+        constants = self._step.constants
+        if not self._step.adamw:
+            if constants["l2_penalty"]:
+                gradient.add_(value, alpha=constants["l2_penalty"])
+            direction = gradient if first is None else first.mul_(constants["momentum"]).add_(gradient)
             value.add_(direction, alpha=-self._step_size)
         else:
             assert first is not None and second is not None
-            beta1, beta2 = self._rule.betas
-            first.lerp_(gradient, 1 - beta1)
+            beta2, one_minus_beta2 = constants["beta2"], constants["one_minus_beta2"]
+            first.lerp_(gradient, constants["one_minus_beta1"])
             if second.shape == gradient.shape:
-                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=one_minus_beta2)
                 # Reuse the gradient's memory: the gradient is not needed any more.
                 denominator = torch.sqrt(second, out=gradient)
             else:
                 norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-                second.mul_(beta2).add_(norm.square_().div_(gradient.shape[1]), alpha=1 - beta2)
+                second.mul_(beta2).add_(norm.square_().div_(gradient.shape[1]), alpha=one_minus_beta2)
                 denominator = second.sqrt()
-            denominator.div_(self._root_correction).add_(self._rule.eps)
+            denominator.div_(self._root_correction).add_(constants["eps"])
             value.mul_(self._weight_scale).addcdiv_(first, denominator, value=-self._step_size)
         self._store(rows.value, value, which, first_label)
         self._store(rows.first_moment, first, FIRST_MOMENT, first_label)
@@ -91,7 +88,7 @@ class _GradientConsumer:
     def _store(self, out: Tensor | None, value: Tensor | None, which: int, first_label: int) -> None:
         if out is None or value is None or out is value:
             return
-        if not self._rule.stochastic:
+        if not self._step.stochastic:
             out.copy_(value)
             return
         if which not in self._keys:

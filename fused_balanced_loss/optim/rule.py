@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,78 +15,48 @@ WEIGHT, FIRST_MOMENT, SECOND_MOMENT, BIAS = range(4)
 GradientConsumer = Callable[[slice, Tensor, Tensor], None]
 
 
-class UpdateRule(NamedTuple):
-    """The settings of the optimizer that do not change from step to step.
-
-    Args:
-        kind: which optimizer.
-        momentum: of SGD; 0 for AdamW.
-        betas, eps: of AdamW; 0 for SGD.
-        l2_penalty: the weight decay of SGD, which is added to the gradient; 0 for AdamW.
-        max_row_norm: the largest norm of a label's gradient, or None.
-        stochastic: whether rounding to bfloat16 is stochastic.
-    """
-
-    kind: Literal["sgd", "adamw"]
-    momentum: float
-    betas: tuple[float, float]
-    eps: float
-    l2_penalty: float
-    max_row_norm: float | None
-    stochastic: bool
-
-    def constants(self) -> dict[str, float]:
-        """What the kernels take of the rule, by the names that they use."""
-        beta1, beta2 = self.betas
-        return {
-            "momentum": self.momentum,
-            "one_minus_beta1": 1 - beta1,
-            "beta2": beta2,
-            "one_minus_beta2": 1 - beta2,
-            "eps": self.eps,
-            "l2_penalty": self.l2_penalty,
-        }
+# Constants of the kernels, in their order: momentum and weight decay of SGD, the others of AdamW.
+CONSTANTS = ("momentum", "one_minus_beta1", "beta2", "one_minus_beta2", "eps", "l2_penalty")
 
 
 class Rows(NamedTuple):
     """Rows of the weight [b, D] or of the bias [b, 1], with their moments; None where the rule keeps none.
 
-    Args:
-        value: float32 or bfloat16.
-        first_moment: [b, D] as ``value``; float32 or bfloat16.
-        second_moment: [b, D] as ``value``, float32 or bfloat16; or float32 [b, 1], one number for a whole row.
+    value and first_moment are float32 or bfloat16, and so is second_moment; or that is float32 [b, 1], one number for a
+    whole row.
     """
 
     value: Tensor
-    first_moment: Tensor | None
-    second_moment: Tensor | None
+    first_moment: Tensor | None = None
+    second_moment: Tensor | None = None
 
     def cut(self, rows: slice) -> Rows:
         """Some of the rows, as views."""
-        return Rows(
-            self.value[rows],
-            None if self.first_moment is None else self.first_moment[rows],
-            None if self.second_moment is None else self.second_moment[rows],
-        )
+        return Rows(self.value[rows], *(None if moment is None else moment[rows] for moment in self[1:]))
 
 
 class Step(NamedTuple):
     """One step of the optimizer; all tensors are on the device of the weight.
 
     Args:
-        rule: the settings.
+        adamw: whether the optimizer is AdamW, and not SGD.
+        constants: by :data:`CONSTANTS`, 0 for what the optimizer does not have.
+        max_row_norm: the largest norm of a label's gradient, or None.
+        stochastic: whether rounding to bfloat16 is stochastic.
         numbers: float64 [4]. ``gradient_scale`` multiplies the gradients. ``step_size`` is the learning rate, for AdamW
             over the bias correction of the first moment. ``weight_scale`` multiplies the old weights (AdamW's decay).
             ``root_correction`` is the root of the bias correction of the second moment (AdamW).
         finite: bool, no dimensions; False makes the step change nothing.
         seed, number: int64, no dimensions; with an element's place they determine its random bits. ``number`` is that
             of the step.
-        weight: all rows of the weight.
-        bias: all rows of the bias, or None.
+        weight, bias: all their rows; None without a bias.
         first_label: the label of the weight's first row; not 0 in a shard.
     """
 
-    rule: UpdateRule
+    adamw: bool
+    constants: dict[str, float]
+    max_row_norm: float | None
+    stochastic: bool
     numbers: Tensor
     finite: Tensor
     seed: Tensor

@@ -22,7 +22,7 @@ def select_update(step: Step) -> Callable[[Step], GradientConsumer]:
     if device == "cuda":
         triton = triton_update()
         return eager.begin if triton is None else triton.begin
-    if device == "cpu" and cpp.is_built(cpp.variant_of(step)):
+    if device == "cpu" and cpp.is_built(step):
         return cpp.begin
     return eager.begin
 

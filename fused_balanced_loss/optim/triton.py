@@ -7,7 +7,7 @@ import functools
 from torch import Tensor
 
 from ..kernels.classifier_update import classifier_update_kernel
-from .rule import GradientConsumer, Rows, Step
+from .rule import GradientConsumer, Step
 
 _ELEMENTS_A_PROGRAM = 1024
 _WIDEST = 256
@@ -27,19 +27,15 @@ def layout(num_features: int) -> tuple[int, int]:
 
 def _update(step: Step, rows: slice, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
     weight = step.weight.cut(rows)
-    bias = Rows(None, None, None) if step.bias is None else step.bias.cut(rows)  # type: ignore[arg-type]
+    bias = (None,) * 3 if step.bias is None else step.bias.cut(rows)
     num_rows, num_features = weight_gradient.shape
     rows_a_program, columns_at_once = layout(num_features)
     second_moment = weight.second_moment
     classifier_update_kernel[(-(-num_rows // rows_a_program),)](
         weight_gradient.contiguous(),
         bias_gradient.contiguous(),
-        weight.value,
-        weight.first_moment,
-        second_moment,
-        bias.value,
-        bias.first_moment,
-        bias.second_moment,
+        *weight,
+        *bias,
         step.numbers,
         step.finite,
         step.seed,
@@ -48,14 +44,14 @@ def _update(step: Step, rows: slice, weight_gradient: Tensor, bias_gradient: Ten
         num_features,
         step.first_label + rows.start,
         weight.value.stride(0),
-        step.rule.max_row_norm or 0.0,
-        **{name.upper(): value for name, value in step.rule.constants().items()},
-        ADAMW=step.rule.kind == "adamw",
+        step.max_row_norm or 0.0,
+        **{name.upper(): value for name, value in step.constants.items()},
+        ADAMW=step.adamw,
         HAS_FIRST_MOMENT=weight.first_moment is not None,
         SECOND_MOMENT_A_ROW=second_moment is not None and second_moment.shape[1] != num_features,
         HAS_BIAS=step.bias is not None,
-        CLIP=step.rule.max_row_norm is not None,
-        STOCHASTIC=step.rule.stochastic,
+        CLIP=step.max_row_norm is not None,
+        STOCHASTIC=step.stochastic,
         ROWS=rows_a_program,
         COLUMNS=columns_at_once,
         num_warps=NUM_WARPS,

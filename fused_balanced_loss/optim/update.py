@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..spec import check_choice
 from .base import ClassifierUpdate, Rounding
-from .checks import StateForm, check_number
-from .rule import UpdateRule
+from .checks import check_number
 
 MomentumState = Literal["float32", "bfloat16"]
 AdamWState = Literal["float32", "bfloat16", "row"]
@@ -31,6 +31,8 @@ class SGDUpdate(ClassifierUpdate):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    _settings = ("momentum", "state")
+
     def __init__(
         self,
         lr: float | Tensor,
@@ -44,38 +46,18 @@ class SGDUpdate(ClassifierUpdate):
     ) -> None:
         super().__init__(lr, weight_decay=weight_decay, max_row_norm=max_row_norm, rounding=rounding, seed=seed)
         self.momentum = check_number("momentum", momentum, below=1.0)
-        if state not in get_args(MomentumState):
-            raise ValueError(f"state: expected 'float32' or 'bfloat16', got {state!r}")
+        check_choice("state", state, get_args(MomentumState))
         self.state = state
 
-    def _moments(self) -> tuple[str | None, str | None]:
-        return ("momentum_buffer" if self.momentum else None), None
-
-    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
-        if not self.momentum:
-            return {}
-        state: StateForm = {"momentum_buffer": ((num_labels, num_features), getattr(torch, self.state))}
-        if bias:
-            state["bias_momentum_buffer"] = ((num_labels,), torch.float32)
-        return state
+    def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
+        return {"momentum_buffer": (getattr(torch, self.state), False)} if self.momentum else {}
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one = torch.ones_like(lr)
         return lr, one, one
 
-    def _rule(self) -> UpdateRule:
-        return UpdateRule(
-            kind="sgd",
-            momentum=self.momentum,
-            betas=(0.0, 0.0),
-            eps=0.0,
-            l2_penalty=self.weight_decay,
-            max_row_norm=self.max_row_norm,
-            stochastic=self.rounding == "stochastic",
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, momentum={self.momentum}, state={self.state!r}"
+    def _constants(self) -> dict[str, float]:
+        return {"momentum": self.momentum, "l2_penalty": self.weight_decay}
 
 
 class AdamWUpdate(ClassifierUpdate):
@@ -96,6 +78,9 @@ class AdamWUpdate(ClassifierUpdate):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    _adamw = True
+    _settings = ("betas", "eps", "state")
+
     def __init__(
         self,
         lr: float | Tensor,
@@ -113,37 +98,18 @@ class AdamWUpdate(ClassifierUpdate):
             raise TypeError(f"betas: expected two numbers, got {betas!r}")
         self.betas = (check_number("betas", betas[0], below=1.0), check_number("betas", betas[1], below=1.0))
         self.eps = check_number("eps", eps)
-        if state not in get_args(AdamWState):
-            raise ValueError(f"state: expected 'float32', 'bfloat16' or 'row', got {state!r}")
+        check_choice("state", state, get_args(AdamWState))
         self.state = state
 
-    def _moments(self) -> tuple[str | None, str | None]:
-        return "exp_avg", "exp_avg_sq"
-
-    def _moment_form(self, num_labels: int, num_features: int, bias: bool) -> StateForm:
-        whole = (num_labels, num_features)
+    def _moments(self) -> dict[str, tuple[torch.dtype, bool]]:
+        by_row = self.state == "row"
         dtype = torch.float32 if self.state == "float32" else torch.bfloat16
-        state: StateForm = {"exp_avg": (whole, dtype), "exp_avg_sq": (whole, dtype)}
-        if self.state == "row":
-            state["exp_avg_sq"] = ((num_labels,), torch.float32)
-        if bias:
-            state["bias_exp_avg"] = state["bias_exp_avg_sq"] = ((num_labels,), torch.float32)
-        return state
+        return {"exp_avg": (dtype, False), "exp_avg_sq": (torch.float32 if by_row else dtype, by_row)}
 
     def _numbers(self, lr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         beta1, beta2 = (1 - torch.pow(beta, self.steps.double()) for beta in self.betas)
         return lr / beta1, 1 - lr * self.weight_decay, beta2.sqrt()
 
-    def _rule(self) -> UpdateRule:
-        return UpdateRule(
-            kind="adamw",
-            momentum=0.0,
-            betas=self.betas,
-            eps=self.eps,
-            l2_penalty=0.0,
-            max_row_norm=self.max_row_norm,
-            stochastic=self.rounding == "stochastic",
-        )
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, betas={self.betas}, eps={self.eps}, state={self.state!r}"
+    def _constants(self) -> dict[str, float]:
+        beta1, beta2 = self.betas
+        return {"one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2, "eps": self.eps}

@@ -55,4 +55,5 @@ def wait_for(condition):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.rglob("*"))
+    """Names of all files and folders but the empty files of the locks, which stay."""
+    return sorted(path.name for path in folder.rglob("*") if path.suffix != ".lock")

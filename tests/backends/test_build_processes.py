@@ -1,6 +1,5 @@
 """Builds of C++ kernels that run at once, that hang, and whose process is killed."""
 
-import contextlib
 import errno
 import os
 import signal
@@ -64,19 +63,20 @@ def test_killed_build_leaves_nothing_behind(kernel_cache, compiler_script, tmp_p
 
 
 def test_build_of_a_living_process_is_left_alone(kernel_cache, compiler_script, tmp_path):
-    compiler_script(f'touch "{tmp_path}/begun"; while ! [ -e "{tmp_path}/go" ]; do sleep 0.02; done')
+    wait = f'touch "{tmp_path}/begun"; while ! [ -e "{tmp_path}/go" ]; do sleep 0.02; done'
+    compiler_script(f"case \" $* \" in *' -DANSWER=42 '*) {wait};; esac")
     answers = []
     thread = threading.Thread(target=lambda: answers.append(library("small", FORTY_TWO).answer()))
     thread.start()
     try:
         wait_for((tmp_path / "begun").exists)
         building = files(kernel_cache)
-        cpp_build.remove_dead_builds(kernel_cache)
-        assert files(kernel_cache) == building and "lock" in building
+        assert library("small", (("ANSWER", 43),)).answer() == 43
+        assert set(building) < set(files(kernel_cache)) and any(name.endswith(".build") for name in building)
     finally:
         (tmp_path / "go").touch()
         thread.join(SECONDS)
-    assert answers == [42] and len(files(kernel_cache)) == 1
+    assert answers == [42] and len(files(kernel_cache)) == 2
 
 
 def test_many_build_the_same_at_once(kernel_cache, compiler_script):
@@ -101,7 +101,7 @@ def test_without_locks_builds_run_beside_each_other(kernel_cache, compiler_scrip
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fused_balanced_loss.backends.build_lock.fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     compiler_script("sleep 0.3")
     answers = []
     threads = [threading.Thread(target=lambda: answers.append(library("small", FORTY_TWO).answer())) for _ in range(4)]
@@ -113,15 +113,14 @@ def test_without_locks_builds_run_beside_each_other(kernel_cache, compiler_scrip
     assert {Path(name).suffix for name in files(kernel_cache)} == {".so"}
 
 
-def test_lock_of_a_folder_that_is_removed_meanwhile(tmp_path):
-    """Whoever waited for the lock of a file that is gone has nothing, and tries again."""
+def test_lock_has_one_holder_and_its_folder_is_removed(tmp_path):
     end, order = time.monotonic() + SECONDS, []
 
     def hold(number):
         with build_lock(tmp_path, "one", end) as place:
             order.append(number)
             time.sleep(0.05)
-            assert [path.name for path in place.iterdir()] == ["lock"]
+            assert list(place.iterdir()) == [] and len(list(tmp_path.glob("*.build"))) == 1
             order.append(number)
 
     threads = [threading.Thread(target=hold, args=(number,)) for number in range(5)]
@@ -130,15 +129,26 @@ def test_lock_of_a_folder_that_is_removed_meanwhile(tmp_path):
     for thread in threads:
         thread.join(SECONDS)
     assert len(order) == 10 and all(order[k] == order[k + 1] for k in range(0, 10, 2))
-    with contextlib.suppress(FileNotFoundError):
-        (tmp_path / "one.build").rmdir()
-        pytest.fail("a folder was left")
+    assert [path.name for path in tmp_path.glob("one*")] == ["one.lock"]
 
 
 def test_lock_that_another_holds_ends_at_the_deadline(tmp_path):
-    with (
-        build_lock(tmp_path, "one", time.monotonic() + SECONDS),
-        pytest.raises(TimeoutError, match="another process"),
-        build_lock(tmp_path, "one", time.monotonic() + 0.1),
-    ):
-        pass
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with build_lock(tmp_path, "one", time.monotonic() + SECONDS):
+            held.set()
+            done.wait(SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(SECONDS)
+        with (
+            pytest.raises(TimeoutError, match="another process"),
+            build_lock(tmp_path, "one", time.monotonic() + 0.1),
+        ):
+            pass
+    finally:
+        done.set()
+        thread.join(SECONDS)

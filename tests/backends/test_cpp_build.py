@@ -39,7 +39,7 @@ def test_file_that_is_not_what_was_built_is_replaced(kernel_cache, content):
     """The loader maps the file: reading behind the end of half a file kills the process."""
     # By a child: a library that this process had loaded would be found under its name and not be read again.
     assert status_of(in_a_child(is_42)) == 0
-    (file,) = kernel_cache.iterdir()
+    (file,) = kernel_cache.glob("*.so")
     whole = file.read_bytes()
     position = whole.index(b"answer")
     other = {
@@ -50,14 +50,14 @@ def test_file_that_is_not_what_was_built_is_replaced(kernel_cache, content):
     }
     file.write_bytes(other[content])
     assert status_of(in_a_child(is_42)) == 0
-    (file,) = kernel_cache.iterdir()
+    (file,) = kernel_cache.glob("*.so")
     assert file.read_bytes() != other[content]
 
 
 def test_file_that_another_user_planted_is_not_loaded(kernel_cache, tmp_path):
     """It has the right name and the digest of its own content."""
     library("small", FORTY_TWO)
-    (file,) = kernel_cache.iterdir()
+    (file,) = kernel_cache.glob("*.so")
     compiler = cpp_build._compiler()[0]
     planted = tmp_path / "planted.so"
     (tmp_path / "planted.cpp").write_text('extern "C" int answer() { return 666; }')
@@ -219,7 +219,7 @@ def test_kernel_of_a_folder_that_can_only_be_read_is_loaded(kernel_cache, compil
 
 def test_broken_file_that_cannot_be_removed_is_built_elsewhere(kernel_cache, monkeypatch, tmp_path):
     library("small", FORTY_TWO)
-    (file,) = kernel_cache.iterdir()
+    (file,) = kernel_cache.glob("*.so")
     file.unlink()
     file.write_bytes(b"")
     (tmp_path / "second").mkdir()

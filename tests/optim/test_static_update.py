@@ -17,7 +17,7 @@ import static_figures as static
 import triton
 from triton.compiler import ASTSource
 from fused_balanced_loss.optim import triton as backend
-from fused_balanced_loss.optim.rule import UpdateRule
+from fused_balanced_loss.optim.rule import CONSTANTS
 from fused_balanced_loss.kernels.classifier_update import classifier_update_kernel as kernel
 
 name, kind, weight, state, clip, num_features = sys.argv[1:]
@@ -28,8 +28,8 @@ pointers = {"weight_gradient_ptr": "fp32", "bias_gradient_ptr": "fp32", "weight_
             "first_moment_ptr": moment, "second_moment_ptr": "fp32" if state == "row" else moment, "bias_ptr": weight,
             "bias_first_moment_ptr": "fp32", "bias_second_moment_ptr": "fp32", "numbers_ptr": "fp64",
             "finite_ptr": "i1", "seed_ptr": "i64", "step_number_ptr": "i64"}
-rule = UpdateRule(kind, 0.9, (0.9, 0.999), 1e-8, 0.1, None, True)
-constants = {name.upper(): value for name, value in rule.constants().items()}
+values = 0.9, 1 - 0.9, 0.999, 1 - 0.999, 1e-8, 0.1
+constants = {name.upper(): value for name, value in zip(CONSTANTS, values, strict=True)}
 constants |= {"ADAMW": adamw, "HAS_FIRST_MOMENT": True, "SECOND_MOMENT_A_ROW": state == "row", "HAS_BIAS": True,
               "CLIP": clip == "clip", "STOCHASTIC": True, "ROWS": rows, "COLUMNS": columns}
 if not adamw:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.target_forms import as_sparse_targets
+from fused_balanced_loss.target_checks import check_binary
+from fused_balanced_loss.targets import as_sparse_targets
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3, 4, 5], []]
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)
@@ -39,3 +40,18 @@ def test_a_table_needs_no_number_of_labels():
         as_sparse_targets(table.astype({"b": str}))
     with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got nan at \[1, 2\]"):
         as_sparse_targets(table.astype({"c": float}).replace({"c": {0.0: np.nan}}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_check_binary_looks_only_where_the_mask_is_true(dtype):
+    dense, mask = (
+        torch.tensor([[0, 1, 2], [1, 7, 0]]).to(dtype),
+        torch.tensor([[True, True, False], [True, False, True]]),
+    )
+    check_binary(dense, mask)
+    check_binary(dense, torch.tensor([True, False, False]).expand(2, -1))
+    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 7.* at \[1, 1\]"):
+        check_binary(dense, torch.tensor([True, True, False]))
+    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 2.* at \[0, 2\]"):
+        check_binary(dense)
+    check_binary(torch.full((2, 2), float("nan")), torch.zeros(2, 2, dtype=torch.bool))

@@ -1,10 +1,11 @@
-"""Lists of label ids as a caller gives them."""
+"""Checks of targets as a caller gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .input_values import INT64_MAX, describe
@@ -13,11 +14,9 @@ _MULTI_HOT = "pass np.array(targets) if the rows are multi-hot"
 
 
 def ids_of_row(row: Iterable[int], k: int, num_labels: int) -> np.ndarray:
-    """The label ids of row ``k`` as int64 [n], in the order given; their range is checked by SparseTargets.
+    """The label ids of row ``k`` as int64 [n], in the order given; SparseTargets checks their range.
 
-    Raises:
-        TypeError: for ids that are not integers.
-        ValueError: for ids outside int64, which hold no label.
+    Raises TypeError for ids that are no integers, and ValueError for ids outside int64.
     """
     try:
         if isinstance(row, Tensor):
@@ -53,3 +52,34 @@ def refuse_multi_hot(rows: Sequence[np.ndarray], num_labels: int) -> None:
             f"targets: expected label ids, got rows of {num_labels} entries that are all 0 or 1, for {num_labels} "
             f"labels; {_MULTI_HOT}, or sort the ids of each row if they are label ids"
         )
+
+
+def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
+    """Raises ValueError unless every entry of ``dense`` is 0 or 1, naming the first other; waits for the device.
+
+    mask: bool, of a shape that expands to that of ``dense``; entries where it is False may have any value.
+    """
+    if dense.dtype == torch.bool or dense.numel() == 0:
+        return
+    wrong = (dense != 0) & (dense != 1)
+    if mask is not None:
+        wrong &= mask
+    if bool(wrong.any()):
+        where = tuple(torch.nonzero(wrong)[0].tolist())
+        raise ValueError(f"targets: expected 0 or 1, got {dense[where].item()} at {list(where)}")
+
+
+def check_indices(matrix: Tensor) -> Tensor:
+    """The sparse tensor, if its indices lie in its shape; PyTorch converts others by reading outside their memory."""
+    try:
+        if matrix.layout == torch.sparse_coo:
+            torch.sparse_coo_tensor(matrix._indices(), matrix._values(), matrix.shape, check_invariants=True)
+            return matrix
+        by_row = matrix.layout in (torch.sparse_csr, torch.sparse_bsr)
+        compressed = matrix.crow_indices() if by_row else matrix.ccol_indices()
+        plain = matrix.col_indices() if by_row else matrix.row_indices()
+        return torch.sparse_compressed_tensor(
+            compressed, plain, matrix.values(), matrix.shape, layout=matrix.layout, check_invariants=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"targets: expected valid indices in {describe(matrix)}: {error}") from error
