@@ -40,7 +40,7 @@ def check_settings(
 ) -> None:
     """Raises TypeError or ValueError, naming the setting, unless all fit together."""
     if not isinstance(spec, LossSpec):
-        raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}")
+        raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}; LossSpec.preset('DB') makes one")
     check_statistics(statistics, spec)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("impl", impl, IMPLS)
@@ -172,7 +172,9 @@ def _check_given(
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name}: expected shape {expected}{meaning}, got {list(value.shape)}")
     if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
+        raise ValueError(
+            f"{name}: expected a tensor without gradient, got one that requires it (the order is logits, {name})"
+        )
     if value.device != device:
         raise ValueError(f"{name}: expected the device of the logits, {device}, got {value.device}")
 
@@ -186,7 +188,10 @@ def _flat_targets(
         _check_given("targets", targets, [(math.prod(shape[:-1]), shape[-1])], ", as the logits", device)
         return targets.contiguous()
     if not isinstance(targets, Tensor):
-        raise TypeError(f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}; torch.from_numpy and "
+            "SparseTargets.from_lists, from_dense and from_scipy make one"
+        )
     if targets.dtype not in _TARGET_DTYPES:
         raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
     _check_given("targets", targets, [tuple(shape)], ", as the logits", device)

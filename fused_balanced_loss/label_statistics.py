@@ -36,29 +36,57 @@ def class_balanced_weight(counts: Tensor, beta: float) -> Tensor:
     return (1 - beta) / -torch.expm1(counts * (math.log(beta) if beta else -math.inf))
 
 
+def _checked_counts(counts: Tensor, num_samples: int) -> Tensor:
+    if counts.dim() != 1 or counts.numel() == 0:
+        raise ValueError(f"counts: expected one dimension [C] with C >= 1, got shape {list(counts.shape)}")
+    if counts.dtype == torch.bool or counts.is_complex():
+        raise TypeError(f"counts: expected integers, got {counts.dtype}")
+    whole = counts.to(torch.int64)
+    if counts.is_floating_point() and not torch.equal(whole.to(counts.dtype), counts):
+        at = int((whole.to(counts.dtype) != counts).nonzero()[0])
+        raise ValueError(f"counts: expected integers, got {counts[at].item()} for label {at}")
+    wrong = ((whole < 0) | (whole > num_samples)).nonzero()
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(
+            f"counts: expected integers in [0, num_samples = {num_samples}], got {int(whole[at])} for label {at}"
+        )
+    return whole.clone()
+
+
 class LabelStatistics:
     """Label counts of the *training* set, on the CPU; immutable.
 
-    :meth:`from_counts` and :meth:`from_targets` make one; the constructor takes values that have been checked. A label
-    that no sample carries (n = 0), or that all carry (n = N_train), would have an infinite bias or weight, so the
-    derived quantities take its count as 1 or N_train - 1. ``counts`` keeps the true count.
+    A label that no sample carries (n = 0), or that all carry (n = N_train), would have an infinite bias or weight, so
+    the derived quantities take its count as 1 or N_train - 1. ``counts`` keeps the true count.
+
+    Args:
+        counts: whole numbers [C] in [0, num_samples]; a tensor, array or sequence.
+        num_samples: number of training samples, at least 2.
+        degenerate: what happens where labels have the count 0 or num_samples: ``"warn"`` warns once and says how many
+            do, ``"error"`` raises ValueError, ``"ignore"`` does nothing.
 
     Attributes:
         counts: int64 [C], the number of training samples that carry each label.
         num_samples: N_train, at least 2.
         cache: constants that the losses have derived, so that they are made once; copies begin without.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
-    def __init__(self, counts: Tensor, num_samples: int, *, degenerate: str = "warn") -> None:
-        self.counts = counts
-        self.num_samples = num_samples
-        self.cache: dict[Any, Any] = {}
+    def __init__(self, counts: Any, num_samples: int, *, degenerate: str = "warn") -> None:
         check_choice("degenerate", degenerate, ("warn", "error", "ignore"))
-        never, always = int((counts == 0).sum()), int((counts == num_samples).sum())
+        self.num_samples = as_integer("num_samples", num_samples)
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
+        self.counts = _checked_counts(as_tensor("counts", counts).detach().cpu(), self.num_samples)
+        self.cache: dict[Any, Any] = {}
+        never, always = int((self.counts == 0).sum()), int((self.counts == self.num_samples).sum())
         if degenerate != "ignore" and never + always:
             message = (
-                f"counts: {never} of {len(counts)} labels occur in no training sample and {always} in all "
-                f"{num_samples}; their counts are taken as 1 and {num_samples - 1}"
+                f"counts: {never} of {len(self.counts)} labels occur in no training sample and {always} in all "
+                f"{num_samples}; their counts are taken as 1 and {self.num_samples - 1}"
             )
             if degenerate == "error":
                 raise ValueError(message)
@@ -66,36 +94,8 @@ class LabelStatistics:
 
     @classmethod
     def from_counts(cls, counts: Any, num_samples: int, *, degenerate: str = "warn") -> LabelStatistics:
-        """From label counts.
-
-        Args:
-            counts: whole numbers [C] in [0, num_samples]; a tensor, array or sequence.
-            num_samples: number of training samples, at least 2.
-            degenerate: what happens where labels have the count 0 or num_samples: ``"warn"`` warns once and says how
-                many do, ``"error"`` raises ValueError, ``"ignore"`` does nothing.
-
-        Raises:
-            TypeError, ValueError: naming the argument, what was expected and what came.
-        """
-        num_samples = as_integer("num_samples", num_samples)
-        if num_samples < 2:
-            raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
-        counts = as_tensor("counts", counts).detach().cpu()
-        if counts.dim() != 1 or counts.numel() == 0:
-            raise ValueError(f"counts: expected one dimension [C] with C >= 1, got shape {list(counts.shape)}")
-        if counts.dtype == torch.bool or counts.is_complex():
-            raise TypeError(f"counts: expected integers, got {counts.dtype}")
-        whole = counts.to(torch.int64)
-        if counts.is_floating_point() and not torch.equal(whole.to(counts.dtype), counts):
-            at = int((whole.to(counts.dtype) != counts).nonzero()[0])
-            raise ValueError(f"counts: expected integers, got {counts[at].item()} for label {at}")
-        wrong = ((whole < 0) | (whole > num_samples)).nonzero()
-        if len(wrong):
-            at = int(wrong[0])
-            raise ValueError(
-                f"counts: expected integers in [0, num_samples = {num_samples}], got {int(whole[at])} for label {at}"
-            )
-        return cls(whole.clone(), num_samples, degenerate=degenerate)
+        """As the constructor, under the name that stands beside :meth:`from_targets`."""
+        return cls(counts, num_samples, degenerate=degenerate)
 
     @classmethod
     def from_targets(cls, targets: Any, num_labels: int | None = None, *, degenerate: str = "warn") -> LabelStatistics:

@@ -47,8 +47,12 @@ def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, stat
             raise TypeError(f"{name}: expected the dtype of the features, {features.dtype}, got {value.dtype}")
     if features.dim() < 2 or features.shape[-1] == 0:
         raise ValueError(f"features: expected [..., D] with at least two dimensions, got shape {list(features.shape)}")
-    if weight.dim() != 2 or weight.shape[1] != features.shape[-1] or len(weight) == 0:
+    if weight.dim() != 2 or len(weight) == 0:
         raise ValueError(f"weight: expected [C, {features.shape[-1]}] with C >= 1, got shape {list(weight.shape)}")
+    if features.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"features: expected [..., {weight.shape[1]}], as many as the weight's columns, got {list(features.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected [{len(weight)}], as the weight's rows, got shape {list(bias.shape)}")
     if statistics is not None and statistics.num_labels != len(weight):
