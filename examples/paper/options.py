@@ -91,7 +91,7 @@ def _make_encoder(
     kind, model = options.encoder, getattr(options, "model", None)
     if kind == "bert":
         settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
-        require("transformers", "accelerate", "datasets", "optuna", *(["tensorboard"] if settings.logs else []))
+        require("transformers", "accelerate", "datasets", *(["tensorboard"] if settings.logs else []))
         from encoders.bert import BertEncoder
 
         return BertEncoder(model or options.paper_model, settings, options.cache)

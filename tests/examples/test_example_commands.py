@@ -25,7 +25,7 @@ from corpora import reuters  # noqa: E402
 from corpora.generated import generate_corpus  # noqa: E402
 from encoders import feature_encoder  # noqa: E402
 from places import PAPER, ROOT  # noqa: E402
-from progress import Progress  # noqa: E402
+from progress import progress  # noqa: E402
 from records import RecordError, RecordStore, fingerprint  # noqa: E402
 
 from fused_balanced_loss import SparseTargets  # noqa: E402
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 SCORES = {group: {"micro": 0.5, "macro": 0.25} for group in ("total", "head", "medium", "tail")}
 RESULT = {"validation": SCORES, "test": SCORES}
-SETTINGS = {"method": "DB", "seed": 0, "epochs": 3}
+SETTINGS = {"method": "DB", "seed": 0, "corpus": "Small", "corpus_fingerprint": "0123", "epochs": 3}
 PREDICTIONS = SparseTargets.from_lists([[0, 2], []], 3)
 
 
@@ -45,9 +45,10 @@ def arguments(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
     warnings = []
-    store = RecordStore(tmp_path / "records", warnings.append)
+    monkeypatch.setattr(progress, "warn", warnings.append)
+    store = RecordStore(tmp_path / "records")
     store.open()
     return store, warnings
 
@@ -343,7 +344,7 @@ INSTALL = "pip install 'fused_balanced_loss[examples]' installs all that the exa
         ("transformers", "reproduce_reuters --encoder frozen"),
         *(
             (package, "reproduce_reuters --encoder bert --bert-logs logs")
-            for package in ("transformers", "accelerate", "datasets", "optuna", "tensorboard")
+            for package in ("transformers", "accelerate", "datasets", "tensorboard")
         ),
         ("ijson", "reproduce_pubmed --generated"),
         ("datasets", "reproduce_pubmed --generated"),
@@ -352,7 +353,7 @@ INSTALL = "pip install 'fused_balanced_loss[examples]' installs all that the exa
 )
 def test_missing_package_is_named_before_anything_is_done(package, command, tmp_path, monkeypatch):
     name, *arguments = command.split()
-    for other in ("transformers", "accelerate", "optuna", "tensorboard"):
+    for other in ("transformers", "accelerate", "tensorboard"):
         if other != package and "bert" in arguments:
             pytest.importorskip(other)
     monkeypatch.chdir(tmp_path)
@@ -390,7 +391,7 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
 
     def settings(*arguments):
         options = reproduce_reuters.reuters_options([*arguments, *folders])
-        return experiment.Experiment(corpus, options, Progress())._settings("DB", 0)
+        return experiment.Experiment(corpus, options)._settings("DB", 0)
 
     default = settings()
     assert default["training"] == dataclasses.asdict(reproduce_reuters.HEADS["tfidf"])

@@ -1,29 +1,29 @@
 """BERT, or another encoder of the hub, fine-tuned as a whole with transformers' Trainer."""
 
 import gc
+import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from corpora.corpus import Corpus
-from files import Json, Say, digest
-from machine import from_main, is_main, peak_memory, wait_for_all
+from files import Json, atomic_file, digest
+from machine import is_main, peak_memory, wait_for_all
+from progress import progress
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from encoders.bert_options import BertSettings
-from encoders.checkpoints import newest_checkpoint, read_state
-from encoders.encoder import Report
-from encoders.epoch_report import EpochReport, StepBar, epochs_of, is_over
-from encoders.fine_tuning import FineTuning, device_precision, explained_failures, load_weights, logits_of, model_of
+from encoders.encoder import EncoderError, Report
+from encoders.fine_tuning import FineTuning, device_precision, load_weights, logits_of, model_of, train
 from encoders.frozen import model_name
-from encoders.pretrained import load_tokenizer, quiet, tokenize
-from encoders.rate_search import NAME, search_learning_rate
+from encoders.pretrained import load_tokenizer, tokenize
 from encoders.scoring import score_test, score_validation
+from encoders.trainer_history import EpochReport, epochs_of, is_over, progress_of
 from fused_balanced_loss import LossSpec
 
 # The search is one for all seeds of a loss.
@@ -43,7 +43,6 @@ class BertEncoder:
     model: str
     asked: BertSettings
     cache: Path
-    say: Say = field(default=lambda text: None, repr=False)
 
     distributed = True
 
@@ -64,11 +63,10 @@ class BertEncoder:
     def _settings(self) -> BertSettings:
         return replace(self.asked, precision=device_precision()) if self.asked.precision == "auto" else self.asked
 
-    def prepare(self, corpus: Corpus, say: Say) -> None:
+    def prepare(self, corpus: Corpus) -> None:
         settings = self._settings
-        self.say = say
         tokenizer = load_tokenizer(self.model, settings.max_length)
-        tokens = tokenize(corpus, tokenizer, settings.max_length, self.cache, say, _warn)
+        tokens = tokenize(corpus, tokenizer, settings.max_length, self.cache)
         self.tuning = FineTuning(corpus, tokens, tokenizer, self.model, settings)
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
@@ -77,15 +75,14 @@ class BertEncoder:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         search = self._search(corpus, spec) if settings.learning_rate is None else []
-        rate = search[0][NAME] if settings.learning_rate is None else settings.learning_rate
+        rate = search[0]["learning_rate"] if settings.learning_rate is None else settings.learning_rate
         trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
-        newest, epochs, best = _progress(folder)
+        newest, epochs, best = progress_of(folder)
         for epoch in epochs if is_main() else ():
             report(epoch)
         if not is_over(epochs, settings.epochs, settings.patience):
-            with quiet(), explained_failures(trainer):
-                trainer.train(resume_from_checkpoint=newest)
-            _, epochs, best = _progress(folder)
+            train(trainer, newest)
+            _, epochs, best = progress_of(folder)
         start = time.perf_counter()
         load_weights(trainer, best)
         self._keep(trainer, folder.name)
@@ -109,29 +106,46 @@ class BertEncoder:
         return result
 
     def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:
-        """The search's results, best first: found, or made."""
-        settings, rates = self._settings, self._settings.search_rates
+        """``learning_rate``, best ``micro_f1`` and ``seconds`` of each rate, the best first, of equals the lower rate.
+
+        A file takes each result as it comes, so that an interrupted search goes on with the rates that are left.
+        """
+        settings = self._settings
         training = {**settings.as_json(), "epochs": None, "patience": None}
         made_of = {"corpus": corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
+        found = _read_search(folder / "rates.json")
+        rates = settings.search_rates
+        for rate in rates:
+            if str(rate) in found:
+                continue
+            start = time.perf_counter()
 
-        def say(epoch: Json) -> None:
-            rate = f"learning rate {trainer.args.learning_rate:g} of {len(rates)} to try"
-            so_far = f"{epoch['number']}/{settings.search_epochs}  validation micro-F1 {100 * epoch['micro_f1']:.2f}"
-            self.say(f"{rate}, epoch {so_far}")
+            def say(epoch: Json, rate: float = rate) -> None:
+                progress.epoch(
+                    epoch, settings.search_epochs, f"learning rate {rate:g} of {len(settings.search_rates)}, "
+                )
 
-        # A trial is done again from its beginning: it has no checkpoint.
-        callbacks = [EpochReport(0, sys.maxsize, say, None), StepBar("search")]
-        how = SEARCH_SEED, rates[0], settings.search_epochs, folder, callbacks
-        trainer = self.tuning.trainer(spec, *how, checkpoints=False)
-        return search_learning_rate(trainer, rates, folder / "study.db")
+            callbacks = [EpochReport(0, sys.maxsize, say, None)]
+            how = SEARCH_SEED, rate, settings.search_epochs, folder, callbacks
+            # A rate is tried from its beginning: it has no checkpoint.
+            trainer = self.tuning.trainer(spec, *how, checkpoints=False)
+            train(trainer)
+            best = max(epoch["micro_f1"] for epoch in epochs_of(trainer.state.log_history))
+            found[str(rate)] = {"learning_rate": rate, "micro_f1": best, "seconds": time.perf_counter() - start}
+            if is_main():
+                with atomic_file(folder / "rates.json") as path:
+                    path.write_text(json.dumps(found), encoding="utf-8")
+            del trainer
+            gc.collect()
+        return sorted(found.values(), key=lambda trial: (-trial["micro_f1"], trial["learning_rate"]))
 
     def _callbacks(self, name: str, report: Report) -> list[TrainerCallback]:
         settings, logs = self._settings, self.asked.logs
         if logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
         log = None if logs is None else logs / f"{name}.jsonl"
-        callbacks = [EpochReport(settings.patience, settings.checkpoint_steps, report, log), StepBar(name)]
+        callbacks: list[TrainerCallback] = [EpochReport(settings.patience, settings.checkpoint_steps, report, log)]
         if logs is not None and is_main():
             from torch.utils.tensorboard import SummaryWriter
 
@@ -146,19 +160,16 @@ class BertEncoder:
             model_of(trainer).save_pretrained(folder)
             self.tuning.tokenizer.save_pretrained(folder)
         except (OSError, SafetensorError) as error:
-            _warn(f"the model could not be kept in {folder}: {error}")
+            progress.warn(f"the model could not be kept in {folder}: {error}")
 
 
-def _progress(folder: Path) -> tuple[str | None, list[Json], Path]:
-    """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
-    found: tuple[str | None, list[Json], Path] = (None, [], folder)
-    newest = newest_checkpoint(folder) if is_main() else None
-    if newest is not None:
-        state = read_state(newest)
-        found = str(newest), epochs_of(state["log_history"]), Path(state["best_model_checkpoint"] or newest)
-    return from_main(found)
-
-
-def _warn(text: str) -> None:
-    if is_main():
-        print(f"warning: {text}", file=sys.stderr)
+def _read_search(file: Path) -> dict[str, Json]:
+    try:
+        found: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"{file}: the search's record cannot be read ({error}); remove it, and the search begins anew"
+        ) from error
+    return found

@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +23,9 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from encoders.bert_options import BertSettings, Precision
-from encoders.checkpoints import WEIGHTS
 from encoders.encoder import EncoderError
 from encoders.pretrained import Tokens, load_classifier
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
@@ -173,9 +172,8 @@ def model_of(trainer: Trainer) -> PreTrainedModel:
     return cast(PreTrainedModel, trainer.model)
 
 
-@contextmanager
-def explained_failures(trainer: Trainer) -> Iterator[None]:
-    """Training within it says in words of the options what it lacked.
+def train(trainer: Trainer, checkpoint: str | None = None) -> None:
+    """Trains on from the checkpoint, and says in words of the options what was lacking where it fails.
 
     Raises:
         EncoderError: where the device has no room for a batch.
@@ -185,7 +183,7 @@ def explained_failures(trainer: Trainer) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in model_of(trainer).parameters())
     try:
-        yield
+        trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise EncoderError(
             f"--bert-accumulation: the device has no room for {args.per_device_train_batch_size} documents at once; "
@@ -201,7 +199,7 @@ def explained_failures(trainer: Trainer) -> Iterator[None]:
 
 
 def load_weights(trainer: Trainer, checkpoint: Path) -> None:
-    model_of(trainer).load_state_dict(load_file(checkpoint / WEIGHTS))
+    model_of(trainer).load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
 
 
 @torch.inference_mode()

@@ -1,21 +1,22 @@
-"""What a fine-tuning says after every epoch, and when it stops; all of it read from Trainer's own history."""
+"""What Trainer leaves of a fine-tuning, read from its own history: epochs, when they are over, checkpoints."""
 
 import json
 import math
-import sys
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from files import Json
-from machine import number_of_processes
-from tqdm import tqdm
+from files import Json, atomic_file
+from machine import from_main, is_main, wait_for_all
+from progress import progress
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import ExportableState
 
 from encoders.encoder import Report
+
+STATE, SIZES = "trainer_state.json", "sizes.json"
 
 
 def epochs_of(history: Sequence[Json]) -> list[Json]:
@@ -47,8 +48,8 @@ def is_over(epochs: Sequence[Json], most: int, patience: int) -> bool:
     return len(epochs) >= most or 0 < patience <= stale or epochs[-1]["loss"] is None
 
 
-class EpochReport(TrainerCallback, ExportableState):
-    """Reports and logs epochs, stops early, and has checkpoints written within long epochs.
+class EpochReport(TrainerCallback):
+    """Reports and logs epochs, stops early, has checkpoints written within long epochs, and notes which are whole.
 
     Args:
         report: called in the main process after every epoch.
@@ -59,14 +60,14 @@ class EpochReport(TrainerCallback, ExportableState):
         self.patience, self.checkpoint_steps = patience, checkpoint_steps
         self.report, self.log = report, log
 
-    def state(self) -> Json:
-        """What a checkpoint says of the run besides: how many random states belong to it."""
-        return {"args": {}, "attributes": {"processes": number_of_processes()}}
-
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.start = time.perf_counter() - (state.log_history[-1]["seconds"] if state.log_history else 0.0)
+        # Trainer keeps the best checkpoint by its path, which is another one where the folder has moved.
+        best = _best(Path(args.output_dir), state.best_global_step)
+        state.best_model_checkpoint = None if best is None else str(best)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        progress.step(state.global_step, state.max_steps)
         per_epoch = -(-state.max_steps // state.num_train_epochs)
         # The end of an epoch has a checkpoint of its own.
         if state.global_step % self.checkpoint_steps == 0 and state.global_step % per_epoch:
@@ -88,23 +89,53 @@ class EpochReport(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self.report(epochs[-1])
 
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Each process has written its own random state.
+        wait_for_all()
+        checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if is_main():
+            sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+            with atomic_file(checkpoint / SIZES) as path:
+                path.write_text(json.dumps(sizes), encoding="utf-8")
 
-class StepBar(TrainerCallback):
-    """A bar over the steps, on a terminal, that leaves no trace."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.bar: tqdm[Any] | None = None
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in ``folder`` whose best is whole too; removes what is newer and broken."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        if _is_whole(checkpoint) and _is_whole(_best(folder, read_state(checkpoint)["best_global_step"]) or checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
 
-    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        if state.is_world_process_zero and sys.stderr.isatty():
-            done, total = state.global_step, state.max_steps
-            self.bar = tqdm(desc=self.name, total=total, initial=done, unit="step", leave=False, dynamic_ncols=True)
 
-    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+def read_state(checkpoint: Path) -> Json:
+    state: Json = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return state
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+
+def progress_of(folder: Path) -> tuple[str | None, list[Json], Path]:
+    """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
+    found: tuple[str | None, list[Json], Path] = (None, [], folder)
+    newest = newest_checkpoint(folder) if is_main() else None
+    if newest is not None:
+        state = read_state(newest)
+        found = str(newest), epochs_of(state["log_history"]), _best(folder, state["best_global_step"]) or newest
+    return from_main(found)
+
+
+def _best(folder: Path, step: int | None) -> Path | None:
+    return folder / f"checkpoint-{step}" if step else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all files are as long as they were when the last of them was written."""
+    try:
+        sizes = json.loads((checkpoint / SIZES).read_text(encoding="utf-8"))
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _step(checkpoint: Path) -> int:
+    digits = checkpoint.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
