@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from corpora.corpus import Corpus
 from files import Json, atomic_file, digest
-from machine import is_main, peak_memory, wait_for_all
+from machine import is_main, peak_memory
 from progress import progress
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
@@ -102,7 +103,7 @@ class BertEncoder:
         del trainer
         gc.collect()
         # No process may still read a checkpoint when the main one has the run's folder removed.
-        wait_for_all()
+        PartialState().wait_for_everyone()
         return result
 
     def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:

@@ -148,7 +148,7 @@ def train_head(
             "micro_f1": validation.micro_f1,
             "threshold": validation.threshold,
             "seconds": before + time.perf_counter() - start,
-            "memory_bytes": resident_memory()["own"],
+            "memory_bytes": resident_memory()[0],
         }
         run.epochs.append(epoch)
         if not run.best or validation.micro_f1 > run.best["micro_f1"]:

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from files import Json, atomic_file
-from machine import from_main, is_main, wait_for_all
+from machine import is_main
 from progress import progress
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -91,7 +93,7 @@ class EpochReport(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # Each process has written its own random state.
-        wait_for_all()
+        PartialState().wait_for_everyone()
         checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if is_main():
             sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
@@ -115,12 +117,13 @@ def read_state(checkpoint: Path) -> Json:
 
 def progress_of(folder: Path) -> tuple[str | None, list[Json], Path]:
     """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
-    found: tuple[str | None, list[Json], Path] = (None, [], folder)
+    found: Any = (None, [], folder)
     newest = newest_checkpoint(folder) if is_main() else None
     if newest is not None:
         state = read_state(newest)
         found = str(newest), epochs_of(state["log_history"]), _best(folder, state["best_global_step"]) or newest
-    return from_main(found)
+    (found,) = broadcast_object_list([found])
+    return found
 
 
 def _best(folder: Path, step: int | None) -> Path | None:
