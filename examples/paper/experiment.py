@@ -17,9 +17,9 @@ from statistics import fmean
 import torch
 from corpora.corpus import Corpus, CorpusError
 from encoders.encoder import Encoder, EncoderError
+from encoders.features import SVM_TFIDF, tfidf_features
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
-from encoders.tfidf import SVM_TFIDF, tfidf_features
 from files import CacheError, Json
 from machine import describe_memory, is_main, number_of_processes
 from progress import progress

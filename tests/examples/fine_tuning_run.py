@@ -14,7 +14,7 @@ import places  # noqa: F401  it puts the examples on the path
 import torch
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings
-from encoders.trainer_history import EpochReport
+from encoders.training import EpochReport
 from machine import is_main
 from tiny_bert import tiny_corpus
 

@@ -15,14 +15,14 @@ for package in ("joblib", "scipy", "sklearn", "transformers"):
 from agreement import assert_alike  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
 from corpora.generated import generate_corpus  # noqa: E402
-from encoders import frozen, head  # noqa: E402
+from encoders import features as feature_files  # noqa: E402
+from encoders import head  # noqa: E402
 from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
-from encoders.frozen import frozen_features, model_name  # noqa: E402
+from encoders.features import SVM_TFIDF, TfidfSettings, frozen_features, model_name, tfidf_features  # noqa: E402  # noqa: E402
 from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
 from encoders.scoring import score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
-from encoders.tfidf import SVM_TFIDF, TfidfSettings, tfidf_features  # noqa: E402
 from files import AppendedRows  # noqa: E402
 from progress import progress  # noqa: E402
 from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
@@ -112,7 +112,7 @@ def test_frozen_features_are_the_mean_over_the_tokens(small_corpus, model, tmp_p
 
 def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkeypatch):
     encoded = []
-    encode = frozen._encode
+    encode = feature_files._encode
 
     def counted(texts, *rest):
         if len(encoded) == 2:
@@ -121,8 +121,8 @@ def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkey
         encoded.append(len(texts))
         return encode(texts, *rest)
 
-    monkeypatch.setattr(frozen, "_encode", counted)
-    monkeypatch.setattr(frozen, "BLOCK", frozen.BATCH)
+    monkeypatch.setattr(feature_files, "_encode", counted)
+    monkeypatch.setattr(feature_files, "BLOCK", feature_files.BATCH)
     with pytest.raises(KeyboardInterrupt):
         frozen_features(small_corpus, model, 8, tmp_path)
     found = frozen_features(small_corpus, model, 8, tmp_path)

@@ -20,11 +20,11 @@ pytest.importorskip("transformers")
 
 from agreement import assert_alike
 from corpora.corpus import Split
-from encoders import bert, fine_tuning, pretrained
+from encoders import bert, pretrained, training
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings, add_bert_options, bert_settings
 from encoders.encoder import EncoderError
-from encoders.trainer_history import EpochReport, epochs_of, is_over, newest_checkpoint, progress_of
+from encoders.training import EpochReport, epochs_of, is_over, newest_checkpoint, progress_of
 from fine_tuning_run import SETTINGS
 from places import PAPER, ROOT
 from progress import progress
@@ -244,7 +244,7 @@ def test_a_part_of_the_training_documents(encoder, cache, tmp_path):
     runner = BertEncoder(str(encoder), BertSettings(**SETTINGS, train_documents=10), cache)
     corpus = tiny_corpus()
     runner.prepare(corpus)
-    part, statistics = runner.tuning.train
+    part, statistics = runner.training_part
     assert len(part) == 10 == statistics.num_samples
     counted = torch.zeros(NUM_LABELS, dtype=torch.int64)
     for labels in part["labels"]:
@@ -375,7 +375,7 @@ def test_full_disk_is_said_and_the_run_goes_on(encoder, cache, tmp_path, whole, 
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        patch.setattr(fine_tuning.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+        patch.setattr(training.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(OSError, match="no room for a checkpoint, which takes"):
             fine_tune(encoder, cache, tmp_path / "run")
     result, epochs = fine_tune(encoder, cache, tmp_path / "run")

@@ -92,14 +92,10 @@ class _Shallow:
         structure, quote, string = STRING.sub(b"", self.open_string + block).partition(b'"')
         escapes = len(string) - len(string.rstrip(b"\\"))
         self.open_string = quote + b"\\" * (escapes % 2)
-        opened, closed = (sum(map(structure.count, brackets)) for brackets in ((b"[", b"{"), (b"]", b"}")))
-        if self.depth + opened > DEEPEST:
-            for bracket in re.findall(rb"[\[\]{}]", structure):
-                self.depth += 1 if bracket in b"[{" else -1
-                if self.depth > DEEPEST:
-                    raise ValueError(f"nested in more than {DEEPEST} brackets")
-        else:
-            self.depth += opened - closed
+        for bracket in re.findall(rb"[\[\]{}]", structure):
+            self.depth += 1 if bracket in b"[{" else -1
+            if self.depth > DEEPEST:
+                raise ValueError(f"nested in more than {DEEPEST} brackets")
         return block
 
 

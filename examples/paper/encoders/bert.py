@@ -4,31 +4,45 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from corpora.corpus import Corpus
 from files import Json, atomic_file, digest
-from machine import is_main, peak_memory
+from machine import is_main, number_of_processes, peak_memory
 from progress import progress
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from safetensors.torch import load_model
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from encoders.bert_options import BertSettings
+from encoders.bert_options import BertSettings, Precision
 from encoders.encoder import EncoderError, Report
-from encoders.fine_tuning import FineTuning, device_precision, load_weights, logits_of, model_of, train
-from encoders.frozen import model_name
-from encoders.pretrained import load_tokenizer, tokenize
+from encoders.features import model_name
+from encoders.pretrained import load_classifier, load_tokenizer, tokenize
 from encoders.scoring import score_test, score_validation
-from encoders.trainer_history import EpochReport, epochs_of, is_over, progress_of
-from fused_balanced_loss import LossSpec
+from encoders.training import EpochReport, epochs_of, is_over, logits_of, progress_of, train, without_nan
+from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
+from fused_balanced_loss.integrations.fused_head import fuse_classifier
+from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func, compute_metrics
+from fused_balanced_loss.metrics import ThresholdedF1
 
 # The search is one for all seeds of a loss.
 SEARCH_SEED = 0
+# Which documents a part of the training documents has is the same in all runs.
+PART_SEED = 0
+
+
+def device_precision() -> Precision:
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 @dataclass
@@ -65,19 +79,18 @@ class BertEncoder:
         return replace(self.asked, precision=device_precision()) if self.asked.precision == "auto" else self.asked
 
     def prepare(self, corpus: Corpus) -> None:
-        settings = self._settings
-        tokenizer = load_tokenizer(self.model, settings.max_length)
-        tokens = tokenize(corpus, tokenizer, settings.max_length, self.cache)
-        self.tuning = FineTuning(corpus, tokens, tokenizer, self.model, settings)
+        self.corpus, length = corpus, self._settings.max_length
+        self.tokenizer = load_tokenizer(self.model, length)
+        self.tokens = tokenize(corpus, self.tokenizer, length, self.cache)
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        settings, folder, tokens = self._settings, folder.resolve(), self.tuning.tokens
+        settings, folder = self._settings, folder.resolve()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        search = self._search(corpus, spec) if settings.learning_rate is None else []
+        search = self._search(spec) if settings.learning_rate is None else []
         rate = search[0]["learning_rate"] if settings.learning_rate is None else settings.learning_rate
-        trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
+        trainer = self._trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
         newest, epochs, best = progress_of(folder)
         for epoch in epochs if is_main() else ():
             report(epoch)
@@ -85,15 +98,15 @@ class BertEncoder:
             train(trainer, newest)
             _, epochs, best = progress_of(folder)
         start = time.perf_counter()
-        load_weights(trainer, best)
-        self._keep(trainer, folder.name)
-        validation = score_validation(corpus, logits_of(trainer, tokens["validation"]))
+        load_model(trainer.model, best / SAFE_WEIGHTS_NAME)
+        self._keep(trainer.model, folder.name)
+        validation = score_validation(corpus, logits_of(trainer, self.tokens["validation"]))
         scores = [epoch["micro_f1"] for epoch in epochs]
         result = {
             "best_epoch": 1 + scores.index(max(scores)),
             "threshold": validation.threshold,
             "validation": validation.scores,
-            **score_test(corpus, logits_of(trainer, tokens["test"]), validation.threshold),
+            **score_test(corpus, logits_of(trainer, self.tokens["test"]), validation.threshold),
             "learning_rate": rate,
             "search": search,
             "seconds": epochs[-1]["seconds"] + time.perf_counter() - start,
@@ -106,14 +119,113 @@ class BertEncoder:
         PartialState().wait_for_everyone()
         return result
 
-    def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:
+    def _trainer(
+        self,
+        spec: LossSpec,
+        seed: int,
+        rate: float,
+        epochs: int,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback],
+        *,
+        checkpoints: bool = True,
+    ) -> Trainer:
+        """A Trainer that evaluates after every epoch, and keeps the newest two checkpoints and the best.
+
+        Raises:
+            EncoderError: for settings that the devices cannot have.
+        """
+        settings, on_gpu = self._settings, torch.cuda.is_available()
+        warms_up = settings.schedule == "constant" and settings.warmup
+        batch = self._device_batch()
+        try:
+            arguments = TrainingArguments(
+                output_dir=str(folder),
+                seed=seed,
+                data_seed=seed,
+                num_train_epochs=epochs,
+                learning_rate=rate,
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=batch,
+                gradient_accumulation_steps=settings.accumulation,
+                weight_decay=settings.weight_decay,
+                lr_scheduler_type="constant_with_warmup" if warms_up else settings.schedule,
+                warmup_steps=settings.warmup,
+                bf16=settings.precision == "bf16",
+                fp16=settings.precision == "fp16",
+                eval_strategy="epoch",
+                save_strategy="epoch" if checkpoints else "no",
+                logging_strategy="epoch",
+                metric_for_best_model="micro_f1",
+                greater_is_better=True,
+                # The newest may be half-written when a process is killed; the best is kept besides.
+                save_total_limit=2,
+                batch_eval_metrics=True,
+                # A loss that is no number shows, and no step waits for the device to look.
+                logging_nan_inf_filter=False,
+                use_cpu=not on_gpu,
+                dataloader_pin_memory=on_gpu,
+                ddp_find_unused_parameters=False,
+                report_to="none",
+            )
+        except ValueError as error:
+            raise EncoderError(f"--bert-precision {settings.precision}: {error}") from error
+        documents, statistics = self.training_part
+        losses = {"loss": compute_loss_func(BalancedLoss(spec, statistics))}
+
+        def new_model() -> PreTrainedModel:
+            # Trainer makes one anew for every training.
+            names = self.corpus.label_names
+            model = load_classifier(self.model, names, settings.max_length, settings.initial_bias)
+            if settings.fused_classifier:
+                losses["loss"] = fuse_classifier(model, spec, statistics).compute_loss
+            return model
+
+        trainer = Trainer(
+            model_init=new_model,
+            args=arguments,
+            train_dataset=documents,
+            eval_dataset=self.tokens["validation"],
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorForMultiLabel(self.tokenizer, self.corpus.num_labels),
+            compute_loss_func=lambda *outputs, **more: losses["loss"](*outputs, **more),
+            compute_metrics=compute_metrics(ThresholdedF1(self.corpus.num_labels)),
+            preprocess_logits_for_metrics=lambda logits, _: without_nan(logits),
+            callbacks=list(callbacks),
+        )
+        for printing in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printing)
+        return trainer
+
+    @cached_property
+    def training_part(self) -> tuple[Any, LabelStatistics]:
+        """Training documents and their label counts."""
+        number, train_part = self._settings.train_documents, self.corpus.train
+        if number is None or number >= len(train_part):
+            return self.tokens["train"], self.corpus.statistics
+        rows = torch.randperm(len(train_part), generator=torch.Generator().manual_seed(PART_SEED))[:number]
+        statistics = LabelStatistics.from_targets(train_part.targets[rows], degenerate="ignore")
+        return self.tokens["train"].select(rows.tolist()), statistics
+
+    def _device_batch(self) -> int:
+        processes, parts = number_of_processes(), self._settings.accumulation
+        devices = processes if processes > 1 else max(1, torch.cuda.device_count())
+        batch, rest = divmod(self._settings.batch_size, devices * parts)
+        if rest or not batch:
+            raise EncoderError(
+                f"--bert-batch-size: expected a multiple of {devices * parts}, the {devices} device(s) times "
+                f"--bert-accumulation {parts}, got {self._settings.batch_size}"
+            )
+        return batch
+
+    def _search(self, spec: LossSpec) -> list[Json]:
         """``learning_rate``, best ``micro_f1`` and ``seconds`` of each rate, the best first, of equals the lower rate.
 
         A file takes each result as it comes, so that an interrupted search goes on with the rates that are left.
         """
         settings = self._settings
         training = {**settings.as_json(), "epochs": None, "patience": None}
-        made_of = {"corpus": corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
+        made_of = {"corpus": self.corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
         found = _read_search(folder / "rates.json")
         rates = settings.search_rates
@@ -130,7 +242,7 @@ class BertEncoder:
             callbacks = [EpochReport(0, sys.maxsize, say, None)]
             how = SEARCH_SEED, rate, settings.search_epochs, folder, callbacks
             # A rate is tried from its beginning: it has no checkpoint.
-            trainer = self.tuning.trainer(spec, *how, checkpoints=False)
+            trainer = self._trainer(spec, *how, checkpoints=False)
             train(trainer)
             best = max(epoch["micro_f1"] for epoch in epochs_of(trainer.state.log_history))
             found[str(rate)] = {"learning_rate": rate, "micro_f1": best, "seconds": time.perf_counter() - start}
@@ -153,15 +265,13 @@ class BertEncoder:
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs / name))))
         return callbacks
 
-    def _keep(self, trainer: Trainer, name: str) -> None:
-        if self.asked.keep is None or not is_main():
-            return
-        folder = self.asked.keep / name
-        try:
-            model_of(trainer).save_pretrained(folder)
-            self.tuning.tokenizer.save_pretrained(folder)
-        except (OSError, SafetensorError) as error:
-            progress.warn(f"the model could not be kept in {folder}: {error}")
+    def _keep(self, model: Any, name: str) -> None:
+        if self.asked.keep is not None and is_main():
+            try:
+                model.save_pretrained(self.asked.keep / name)
+                self.tokenizer.save_pretrained(self.asked.keep / name)
+            except (OSError, SafetensorError) as error:
+                progress.warn(f"the model could not be kept in {self.asked.keep / name}: {error}")
 
 
 def _read_search(file: Path) -> dict[str, Json]:

@@ -8,9 +8,8 @@ from corpora.corpus import Corpus
 from files import Json
 
 from encoders.encoder import Report
-from encoders.frozen import frozen_features, model_name
+from encoders.features import TfidfSettings, frozen_features, model_name, tfidf_features
 from encoders.head import HeadSettings, Inputs, train_head
-from encoders.tfidf import TfidfSettings, tfidf_features
 from fused_balanced_loss import LossSpec
 
 

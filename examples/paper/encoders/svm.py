@@ -19,8 +19,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from encoders.features import SVM_TFIDF, SparseFeatures
 from encoders.scoring import score_test, score_validation
-from encoders.tfidf import SVM_TFIDF, SparseFeatures
 
 SHIFTS: NDArray[np.float64] = np.arange(-10, 11) / 20
 SETTINGS: Json = {"tfidf": asdict(SVM_TFIDF), "C": 1.0, "shifts": SHIFTS.tolist()}

@@ -1,23 +1,28 @@
-"""What Trainer leaves of a fine-tuning, read from its own history: epochs, when they are over, checkpoints."""
+"""Trainer with its failures explained, and what it leaves: epochs, checkpoints, logits."""
 
 import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from files import Json, atomic_file
 from machine import is_main
 from progress import progress
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
-from encoders.encoder import Report
+from encoders.encoder import EncoderError, Report
 
+# In a checkpoint: itself and AdamW's two moments, in float32.
+BYTES_A_WEIGHT = 12
 STATE, SIZES = "trainer_state.json", "sizes.json"
 
 
@@ -142,3 +147,45 @@ def _is_whole(checkpoint: Path) -> bool:
 def _step(checkpoint: Path) -> int:
     digits = checkpoint.name.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else -1
+
+
+def train(trainer: Trainer, checkpoint: str | None = None) -> None:
+    """Trains on from the checkpoint, and says in words of the options what was lacking where it fails.
+
+    Raises:
+        EncoderError: where the device has no room for a batch.
+        OSError: where the disk has none for a checkpoint; what was done before it goes on from the last.
+    """
+    args, folder = trainer.args, Path(str(trainer.args.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in trainer.model.parameters())
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise EncoderError(
+            f"--bert-accumulation: the device has no room for {args.per_device_train_batch_size} documents at once; "
+            f"expected a number greater than {args.gradient_accumulation_steps}, or a shorter --bert-max-length"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A full disk shows in as many ways as there are writers of files.
+        free = shutil.disk_usage(folder).free
+        if free > needed:
+            raise
+        takes, has = (f"{size / 2**20:,.0f} MiB" for size in (needed, free))
+        raise OSError(f"{folder}: no room for a checkpoint, which takes {takes}; {has} are free") from error
+
+
+@torch.inference_mode()
+def logits_of(trainer: Trainer, part: Any) -> Iterator[Tensor]:
+    """Batches of float32 logits [n, C] over a tokenised part, in order, in every process all of them."""
+    accelerator, model = trainer.accelerator, trainer.model.eval()
+    for batch in trainer.get_test_dataloader(part):
+        del batch["labels"]
+        with accelerator.autocast():
+            logits = model(**batch).logits
+        yield without_nan(accelerator.gather_for_metrics(logits.float()))
+
+
+def without_nan(logits: Tensor) -> Tensor:
+    """A model that has diverged predicts nothing."""
+    return logits.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
