@@ -98,8 +98,9 @@ class BertEncoder:
             train(trainer, newest)
             _, epochs, best = progress_of(folder)
         start = time.perf_counter()
-        load_model(trainer.model, best / SAFE_WEIGHTS_NAME)
-        self._keep(trainer.model, folder.name)
+        model: Any = trainer.model
+        load_model(model, best / SAFE_WEIGHTS_NAME)
+        self._keep(model, folder.name)
         validation = score_validation(corpus, logits_of(trainer, self.tokens["validation"]))
         scores = [epoch["micro_f1"] for epoch in epochs]
         result = {
@@ -113,7 +114,7 @@ class BertEncoder:
             "peak_memory_bytes": peak_memory(device),
         }
         # The next run's trainer would have its weights beside these, which hang together in a circle.
-        del trainer
+        del trainer, model
         gc.collect()
         # No process may still read a checkpoint when the main one has the run's folder removed.
         PartialState().wait_for_everyone()

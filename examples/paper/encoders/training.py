@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -16,7 +16,7 @@ from files import Json, atomic_file
 from machine import is_main
 from progress import progress
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from encoders.encoder import EncoderError, Report
@@ -156,9 +156,9 @@ def train(trainer: Trainer, checkpoint: str | None = None) -> None:
         EncoderError: where the device has no room for a batch.
         OSError: where the disk has none for a checkpoint; what was done before it goes on from the last.
     """
-    args, folder = trainer.args, Path(str(trainer.args.output_dir))
+    args, model, folder = trainer.args, cast(nn.Module, trainer.model), Path(str(trainer.args.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
-    needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in trainer.model.parameters())
+    needed = BYTES_A_WEIGHT * sum(weights.numel() for weights in model.parameters())
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
@@ -178,7 +178,7 @@ def train(trainer: Trainer, checkpoint: str | None = None) -> None:
 @torch.inference_mode()
 def logits_of(trainer: Trainer, part: Any) -> Iterator[Tensor]:
     """Batches of float32 logits [n, C] over a tokenised part, in order, in every process all of them."""
-    accelerator, model = trainer.accelerator, trainer.model.eval()
+    accelerator, model = trainer.accelerator, cast(nn.Module, trainer.model).eval()
     for batch in trainer.get_test_dataloader(part):
         del batch["labels"]
         with accelerator.autocast():
