@@ -36,17 +36,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        # Without this a crash of the machine may leave the new name with no content.
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk shows in calls that do not name the file.
-        error.filename = error.filename or str(path)
-        raise
+        with naming(path):
+            yield temporary
+            # Without this a crash of the machine may leave the new name with no content.
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an OSError name the file: a full disk shows in calls that do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def cached(
@@ -126,8 +133,11 @@ class AppendedRows:
             file.truncate(self.done * row_bytes)
 
     def append(self, rows: NDArray[np.float32]) -> None:
-        with open(self.path, "ab") as file:
+        """Raises OSError, naming the file, where the disk has no room."""
+        with naming(self.path), open(self.path, "ab") as file:
             file.write(rows.astype(np.float32).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         self.done += len(rows)
 
     def values(self) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-for package in ("datasets", "ijson", "matplotlib", "pandas", "scipy", "sklearn", "tabulate"):
+for package in ("datasets", "ijson", "matplotlib", "pandas", "pydantic", "scipy", "sklearn", "tabulate"):
     pytest.importorskip(package)
 
 import experiment  # noqa: E402

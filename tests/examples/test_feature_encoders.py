@@ -311,11 +311,18 @@ def test_killed_svm_goes_on(corpus, tmp_path, monkeypatch):
     assert found["test"] == run_svm(corpus, features, tmp_path / "other", 1)["test"]
 
 
-def test_rows_that_were_not_appended_as_a_whole_are_cut_off(tmp_path):
+def test_rows_that_were_not_appended_as_a_whole_are_cut_off(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
     rows = AppendedRows(tmp_path / "rows", (5, 3), 2)
     rows.append(np.ones((2, 3), np.float32))
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match=r"No space left on device: .*rows"):
+        rows.append(np.ones((1, 3), np.float32))
+    monkeypatch.undo()
     with open(rows.path, "ab") as file:
-        file.write(b"half a block")
+        file.write(b"half a row")
     again = AppendedRows(rows.path, (5, 3), 2)
     assert again.done == 2
     again.append(np.full((2, 3), 2, np.float32))
