@@ -23,7 +23,7 @@ import reproduce_reuters  # noqa: E402
 import run_corpus  # noqa: E402
 from corpora import reuters  # noqa: E402
 from corpora.generated import generate_corpus  # noqa: E402
-from encoders import feature_encoder  # noqa: E402
+from encoders.head import HeadTraining  # noqa: E402
 from places import PAPER, ROOT  # noqa: E402
 from progress import progress  # noqa: E402
 from records import RecordError, RecordStore, fingerprint  # noqa: E402
@@ -174,14 +174,14 @@ def test_whole_run_then_nothing_left_to_do(arguments, tmp_path, capsys):
 
 
 def test_interrupted_run_keeps_what_is_done_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
-    train = feature_encoder.train_head
+    run = HeadTraining.run
 
-    def train_first_only(corpus, inputs, spec, *rest, **options):
-        if spec.gamma:
+    def run_first_only(training, *rest):
+        if training.spec.gamma:
             raise KeyboardInterrupt
-        return train(corpus, inputs, spec, *rest, **options)
+        return run(training, *rest)
 
-    monkeypatch.setattr(feature_encoder, "train_head", train_first_only)
+    monkeypatch.setattr(HeadTraining, "run", run_first_only)
     assert reproduce_reuters.main(arguments) == 130
     output = capsys.readouterr()
     assert "Interrupted." in output.err

@@ -69,6 +69,10 @@ def model(tmp_path_factory):
     return str(save_tiny_encoder(tmp_path_factory.mktemp("model")))
 
 
+def train_head(corpus, inputs, spec, settings, seed, folder, report, fused_classifier=False):
+    return head.HeadTraining(corpus, inputs, spec, settings, seed, fused_classifier).run(folder, report)
+
+
 def inputs_of(words):
     return {part: Inputs(rows) for part, rows in words.items()}
 
@@ -204,7 +208,7 @@ def test_training_is_the_same_again(corpus, words, tmp_path):
     losses = []
     for run, seed in enumerate((0, 0, 1)):
         epochs = []
-        head.train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path / str(run), epochs.append)
+        train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path / str(run), epochs.append)
         losses.append([epoch["loss"] for epoch in epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
@@ -213,18 +217,18 @@ def test_training_is_the_same_again(corpus, words, tmp_path):
 def test_killed_training_goes_on_to_the_same_end(corpus, words, tmp_path, monkeypatch):
     monkeypatch.setattr(head, "CHECKPOINT_SECONDS", 0.0)
     whole, epochs = [], []
-    expected = head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "whole", whole.append)
+    expected = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "whole", whole.append)
 
     def kill(epoch):
         if epoch["number"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", kill)
+        train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", kill)
     trained = []
-    train_epoch = head._Run.train_epoch
-    monkeypatch.setattr(head._Run, "train_epoch", lambda run: trained.append(1) or train_epoch(run))
-    found = head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", epochs.append)
+    train_epoch = head.HeadTraining.train_epoch
+    monkeypatch.setattr(head.HeadTraining, "train_epoch", lambda run: trained.append(1) or train_epoch(run))
+    found = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", epochs.append)
     assert len(trained) == 1
     assert [epoch["number"] for epoch in epochs] == [1, 2, 3]
     assert [epoch["loss"] for epoch in epochs] == pytest.approx([epoch["loss"] for epoch in whole], rel=1e-5)
@@ -235,7 +239,7 @@ def test_fused_classifier_gives_the_same_results(corpus, words, tmp_path):
     settings = HeadSettings(hidden=64, epochs=6)
     epochs = {True: [], False: []}
     for fused, reported in epochs.items():
-        head.train_head(corpus, inputs_of(words), DB, settings, 0, tmp_path, reported.append, fused_classifier=fused)
+        train_head(corpus, inputs_of(words), DB, settings, 0, tmp_path, reported.append, fused_classifier=fused)
     fused, plain = ([(epoch["loss"], epoch["micro_f1"]) for epoch in epochs[kind]] for kind in epochs)
     np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)
     assert plain[-1][1] > 0.1
@@ -249,15 +253,15 @@ def test_fused_training_makes_no_logits(corpus, words, tmp_path, monkeypatch):
         return forward(self, inputs)
 
     monkeypatch.setattr(Head, "forward", noted)
-    head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet, fused_classifier=True)
+    train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet, fused_classifier=True)
     assert modes
     assert not any(modes)
 
 
 def test_broken_checkpoint_begins_anew(corpus, words, tmp_path, capsys):
     (tmp_path / head.CHECKPOINT).write_bytes(b"half a check")
-    expected = head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)
-    found = head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
+    expected = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)
+    found = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
     assert_alike(found["test"], expected["test"], 0.02)
     assert "the run begins anew" in capsys.readouterr().err
 
@@ -268,7 +272,7 @@ def test_full_disk_costs_the_checkpoint_alone(corpus, words, tmp_path, monkeypat
 
     monkeypatch.setattr(head, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(torch, "save", no_space)
-    result = head.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
+    result = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
     assert result["test"]["total"]["micro"] > 0
     assert "no checkpoint could be saved" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from files import Json
 
 from encoders.encoder import Report
 from encoders.features import TfidfSettings, frozen_features, model_name, tfidf_features
-from encoders.head import HeadSettings, Inputs, train_head
+from encoders.head import HeadSettings, HeadTraining, Inputs
 from fused_balanced_loss import LossSpec
 
 
@@ -60,5 +60,5 @@ class FeatureEncoder:
         self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        fused = self.fused_classifier
-        return train_head(corpus, self.inputs, spec, self.head, seed, folder, report, fused_classifier=fused)
+        training = HeadTraining(corpus, self.inputs, spec, self.head, seed, self.fused_classifier)
+        return training.run(folder, report)

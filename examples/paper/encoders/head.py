@@ -115,73 +115,22 @@ def rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def train_head(
-    corpus: Corpus,
-    inputs: dict[str, Inputs],
-    spec: LossSpec,
-    settings: HeadSettings,
-    seed: int,
-    folder: Path,
-    report: Report,
-    *,
-    fused_classifier: bool = False,
-) -> Json:
-    """Trains for all epochs and scores the one with the best validation micro-F1.
-
-    Goes on from the checkpoint in ``folder``, where there is one. With ``fused_classifier`` training makes no logits.
-    """
-    start = saved = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    run = _Run(corpus, inputs, spec, settings, seed, device, fused_classifier)
-    run.resume(folder / CHECKPOINT)
-    for epoch in run.epochs:
-        report(epoch)
-    before = run.epochs[-1]["seconds"] if run.epochs else 0.0
-    while len(run.epochs) < settings.epochs:
-        loss = run.train_epoch()
-        validation = score_validation(corpus, run.predict("validation"))
-        epoch = {
-            "number": len(run.epochs) + 1,
-            "loss": loss,
-            "micro_f1": validation.micro_f1,
-            "threshold": validation.threshold,
-            "seconds": before + time.perf_counter() - start,
-            "memory_bytes": resident_memory()[0],
-        }
-        run.epochs.append(epoch)
-        if not run.best or validation.micro_f1 > run.best["micro_f1"]:
-            weights = {name: value.clone() for name, value in run.head.state_dict().items()}
-            run.best = {**epoch, "validation": validation.scores, "weights": weights}
-        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-            run.save(folder / CHECKPOINT)
-            saved = time.perf_counter()
-        report(epoch)
-    run.head.load_state_dict(run.best["weights"])
-    return {
-        "best_epoch": run.best["number"],
-        "threshold": run.best["threshold"],
-        "validation": run.best["validation"],
-        **score_test(corpus, run.predict("test"), run.best["threshold"]),
-        "seconds": before + time.perf_counter() - start,
-        "peak_memory_bytes": peak_memory(device),
-    }
-
-
 @dataclass
-class _Run:
-    """All that a checkpoint holds, and what makes it change."""
+class HeadTraining:
+    """A head, what trains it with one of the losses, and how far that is: all that a checkpoint holds.
+
+    With ``fused_classifier`` training makes no logits.
+    """
 
     corpus: Corpus
     inputs: dict[str, Inputs]
     spec: LossSpec
     settings: HeadSettings
     seed: int
-    device: torch.device
-    fused_classifier: bool
+    fused_classifier: bool = False
 
     def __post_init__(self) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(self.seed)
         settings, train, statistics = self.settings, self.inputs["train"], self.corpus.statistics
         self.head = Head(train, self.corpus.num_labels, settings).to(self.device)
@@ -197,6 +146,44 @@ class _Run:
         self.stateful: Any = {"head": self.head, "optimizer": self.optimizer, "schedule": self.schedule}
         self.epochs: list[Json] = []
         self.best: dict[str, Any] = {}
+
+    def run(self, folder: Path, report: Report) -> Json:
+        """Trains for all epochs, on from the checkpoint in ``folder``, and scores the best by validation micro-F1."""
+        start = saved = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.resume(folder / CHECKPOINT)
+        for epoch in self.epochs:
+            report(epoch)
+        before = self.epochs[-1]["seconds"] if self.epochs else 0.0
+        while len(self.epochs) < self.settings.epochs:
+            loss = self.train_epoch()
+            validation = score_validation(self.corpus, self.predict("validation"))
+            epoch = {
+                "number": len(self.epochs) + 1,
+                "loss": loss,
+                "micro_f1": validation.micro_f1,
+                "threshold": validation.threshold,
+                "seconds": before + time.perf_counter() - start,
+                "memory_bytes": resident_memory()[0],
+            }
+            self.epochs.append(epoch)
+            if not self.best or validation.micro_f1 > self.best["micro_f1"]:
+                weights = {name: value.clone() for name, value in self.head.state_dict().items()}
+                self.best = {**epoch, "validation": validation.scores, "weights": weights}
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                self.save(folder / CHECKPOINT)
+                saved = time.perf_counter()
+            report(epoch)
+        self.head.load_state_dict(self.best["weights"])
+        return {
+            "best_epoch": self.best["number"],
+            "threshold": self.best["threshold"],
+            "validation": self.best["validation"],
+            **score_test(self.corpus, self.predict("test"), self.best["threshold"]),
+            "seconds": before + time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory(self.device),
+        }
 
     def train_epoch(self) -> float:
         """One pass in random order; the mean loss of its batches."""
