@@ -13,11 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
-from torch import Tensor, nn
+from tabulate import tabulate
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
@@ -54,19 +57,6 @@ WAYS = {
 }
 
 
-class PlainClassifier(nn.Module):
-    """Logits and the loss of them, as PyTorch does it."""
-
-    def __init__(self, statistics: LabelStatistics, num_features: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(num_features, statistics.num_labels)
-        self.loss = BalancedLoss(SPEC, statistics, impl="reference")
-
-    def forward(self, features: Tensor, targets: SparseTargets) -> Tensor:
-        value: Tensor = self.loss(self.linear(features), targets.to_dense())
-        return value
-
-
 def account(name: str, num_labels: int, num_features: int, batch: int, ranks: int = 1) -> dict[str, float]:
     """Bytes of weights, gradient, optimizer state and logits at the peak of a step, on each rank."""
     way, labels = WAYS[name], -(-num_labels // ranks)
@@ -79,18 +69,14 @@ def account(name: str, num_labels: int, num_features: int, batch: int, ranks: in
     }
 
 
-def available_memory() -> float | None:
-    """Bytes that may still be taken, by the machine and by the control group; None where neither says."""
-    found: list[int] = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(found) if found else None
+def available_memory() -> float:
+    """Bytes that may still be taken, by the machine and by the control group, where it has a limit."""
+    available = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        available = min(available, limit - used)
+    return float(available)
 
 
 def train(
@@ -106,16 +92,14 @@ def train(
     share = 1 / torch.arange(1, labels + 1, dtype=torch.float64)
     counts = (NUM_SAMPLES * LABELS_A_SAMPLE * share / share.sum()).ceil().clamp(max=NUM_SAMPLES - 1).long()
     statistics = LabelStatistics.from_counts(counts, NUM_SAMPLES)
-    options: dict[str, Any] = {
-        "dtype": way.dtype,
-        "update": AdamWUpdate(RATE, state=way.update) if way.update else None,
-    }
+    update = AdamWUpdate(RATE, state=way.update) if way.update else None
+    loss_of_logits = BalancedLoss(SPEC, statistics, impl="reference")
     if not way.fused:
-        module: nn.Module = PlainClassifier(statistics, features)
+        module: nn.Module = nn.Linear(features, labels)
     elif mesh is None:
-        module = LinearBalancedLoss(SPEC, statistics, features, **options)
+        module = LinearBalancedLoss(SPEC, statistics, features, dtype=way.dtype, update=update)
     else:
-        module = LabelParallelLinearLoss(SPEC, statistics, features, mesh, **options)
+        module = LabelParallelLinearLoss(SPEC, statistics, features, mesh, dtype=way.dtype, update=update)
     optimizer = None if way.update else torch.optim.AdamW(module.parameters(), RATE, fused=True)
     # The ranks share their batches, whatever else they draw.
     generator = torch.Generator().manual_seed(1)
@@ -126,7 +110,7 @@ def train(
         ids = (labels**uniform).long() - 1
         targets = SparseTargets.from_lists([sorted(set(row.tolist())) for row in ids], labels)
         start = time.perf_counter()
-        value = module(inputs, targets)
+        value = module(inputs, targets) if way.fused else loss_of_logits(module(inputs), targets.to_dense())
         value.backward()
         if optimizer is not None:
             optimizer.step()
@@ -184,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         needs, available = account(way, *sizes, ranks), available_memory()
         rows.append([way, *(f"{value / GB:.2f}" for value in needs.values()), "", "", ""])
         needed = ranks * (sum(needs.values()) + OVERHEAD)
-        if available is not None and needed > available:
+        if needed > available:
             print(f"{way}: not begun: needs about {needed / GB:.1f} GB, {available / GB:.1f} GB are available")
             continue
         print(f"{way}: {WAYS[way].description}")
@@ -203,8 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows[-1][-3:] = f"{result['peak'] / GB:.2f}", f"{result['seconds']:.2f}", f"{result['loss']:.3g}"
         status = 0 if status == REFUSED else status
     print("\nMemory in GB: what each way holds at its peak, computed, and the process's high-water mark.")
-    for way, *cells in (COLUMNS, *rows):
-        print(f"{way:<16}" + "".join(f"{cell:>{len(name) + 2}}" for cell, name in zip(cells, COLUMNS[1:], strict=True)))
+    print(tabulate(rows, COLUMNS, tablefmt="plain", disable_numparse=True, stralign="right"))
     return status
 
 

@@ -1,9 +1,13 @@
-"""All runs of an experiment: what is recorded is read, the rest is done and recorded."""
+"""All runs of an experiment: what is recorded is read, the rest is done and recorded; then the paper's tables."""
 
 import argparse
+import os
 import platform
+import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,20 +15,24 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 
 import torch
-from corpora.corpus import Corpus
-from encoders.encoder import Encoder
+from corpora.corpus import Corpus, CorpusError
+from encoders.encoder import Encoder, EncoderError
+from encoders.features import SVM_TFIDF, tfidf_features
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
-from encoders.tfidf import SVM_TFIDF, tfidf_features
-from files import Json
-from machine import describe_memory, is_main
-from progress import Progress
-from records import KINDS, RecordStore
+from files import CacheError, Json
+from machine import describe_memory, is_main, number_of_processes
+from progress import progress
+from records import KINDS, RecordError, RecordStore
+from report.corpus_figures import corpus_sizes, write_corpus_figures
+from report.document import make_report, tables_text
+from report.tables import corpus_table
 
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec
 from fused_balanced_loss.metrics import PAPER_THRESHOLDS
 
+FAILED, INTERRUPTED = 1, 130
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
 
 
@@ -44,11 +52,10 @@ class Experiment:
 
     corpus: Corpus
     options: argparse.Namespace
-    progress: Progress
 
     def __post_init__(self) -> None:
         self.encoder: Encoder = self.options.encoder
-        self.store = RecordStore(self.options.output / "records", self.progress.warn)
+        self.store = RecordStore(self.options.output / "records")
 
     def run_missing(self) -> None:
         """Does and records every run without a record; may be interrupted at any time.
@@ -61,14 +68,14 @@ class Experiment:
         runs = list(self._runs())
         missing = {run: self.store.load(self._settings(*run)) is None for run in runs}
         if any(missing[method, seed] for method, seed in runs if method != "SVM"):
-            self.encoder.prepare(self.corpus, self.progress.say)
-            self.progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
+            self.encoder.prepare(self.corpus)
+            progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
         for number, (method, seed) in enumerate(runs, 1):
-            self.progress.start(f"[{number}/{len(runs)}] " + (method if method == "SVM" else f"{method} seed {seed}"))
+            progress.start(f"[{number}/{len(runs)}] " + (method if method == "SVM" else f"{method} seed {seed}"))
             if missing[method, seed]:
                 self._run(method, seed)
             else:
-                self.progress.finish("done before, skipped")
+                progress.finish("done before, skipped")
         if is_main():
             self.store.close()
 
@@ -90,7 +97,7 @@ class Experiment:
                     yield method, seed
 
     def _run(self, method: str, seed: int) -> None:
-        options, progress, settings = self.options, self.progress, self._settings(method, seed)
+        options, settings = self.options, self._settings(method, seed)
         folder = options.output / "work" / self.store.stem(settings)
         epochs: list[Json] = []
 
@@ -103,8 +110,8 @@ class Experiment:
         if method != "SVM":
             result = self.encoder.run(self.corpus, self._spec(method), seed, folder, report)
         elif is_main():
-            features = tfidf_features(self.corpus, SVM_TFIDF, options.cache, progress.say, progress.warn)
-            result = run_svm(self.corpus, features, folder, options.threads, progress.say)
+            features = tfidf_features(self.corpus, SVM_TFIDF, options.cache)
+            result = run_svm(self.corpus, features, folder, options.threads)
         if not is_main():
             return
         self.store.save_done(settings, versions(), epochs, result)
@@ -147,3 +154,71 @@ class Experiment:
             "loss": asdict(self._spec(method)),
             "thresholds": PAPER_THRESHOLDS.tolist(),
         }
+
+
+def run_command(options: argparse.Namespace, load: Callable[[argparse.Namespace], Corpus]) -> int:
+    """Loads the corpus, does all runs and prints the paper's tables; the exit code."""
+    if not options.encoder.distributed and number_of_processes() > 1:
+        if not is_main():
+            return 0
+        print(f"--encoder {options.encoder.name} trains in one process; the others have ended", flush=True)
+    torch.set_num_threads(options.threads)
+    # The moments of features that a batch lacks decay into denormal numbers, with which a CPU is slow.
+    torch.set_flush_denormal(True)
+    notice = None
+    try:
+        corpus = load(options)
+        notice = corpus.notice
+        if notice:
+            progress.note(notice)
+        return _run(Experiment(corpus, options))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError as error:
+        try:
+            os.write(sys.stdout.fileno(), b"\n")
+            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            # Whoever read the output has gone, as ``head`` does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (CacheError, CorpusError, EncoderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        if notice:
+            progress.note(notice)
+
+
+def _run(experiment: Experiment) -> int:
+    corpus, options = experiment.corpus, experiment.options
+    start = time.perf_counter()
+    if not is_main():
+        experiment.run_missing()
+        return 0
+    progress.note(corpus.describe())
+    print(f"\n{corpus_table(corpus_sizes(corpus)).text()}\n")
+    print(f"memory with the corpus at hand: {describe_memory()}", flush=True)
+    failure = ""
+    try:
+        write_corpus_figures(corpus, options.output)
+        experiment.run_missing()
+    except KeyboardInterrupt:
+        failure = "Interrupted."
+    except (RecordError, EncoderError, CacheError, OSError) as error:
+        failure = f"error: {error}"
+    progress.note("")
+    if tables := tables_text(experiment.records(), corpus.paper):
+        print(f"{tables}\n")
+    if failure:
+        print(failure, file=sys.stderr, flush=True)
+        print(f"The same command goes on from here: {shlex.join(['python', *sys.argv])}")
+        return INTERRUPTED if failure == "Interrupted." else FAILED
+    if validation := experiment.validation_mean():
+        micro, macro = (100 * validation[kind] for kind in KINDS)
+        print(f"validation micro/macro-F1, mean of the losses: {micro:.2f}/{macro:.2f}")
+    for path in make_report([options.output], options.output / "report")[-3:]:
+        print(f"wrote {path}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+    return 0

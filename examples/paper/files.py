@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and arrays that are filled step by step."""
+"""Files and folders that are whole or not there, and rows that are appended step by step."""
 
 import hashlib
 import json
@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
+from progress import progress
 
 T = TypeVar("T")
 Json = dict[str, Any]
-Say = Callable[[str], None]
 MADE_OF = "made_of.json"
 
 
@@ -35,17 +36,24 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield temporary
-        # Without this a crash of the machine may leave the new name with no content.
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A full disk shows in calls that do not name the file.
-        error.filename = error.filename or str(path)
-        raise
+        with naming(path):
+            yield temporary
+            # Without this a crash of the machine may leave the new name with no content.
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an OSError name the file: a full disk shows in calls that do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def cached(
@@ -53,7 +61,6 @@ def cached(
     made_of: Json,
     build: Callable[[Path], None],
     load: Callable[[Path], T],
-    warn: Say,
     *,
     resumable: bool = False,
 ) -> T:
@@ -62,7 +69,6 @@ def cached(
     Args:
         made_of: all that the content depends on; its ``version`` is the code's.
         build: fills the folder that it is given, which is moved to ``folder`` when it returns.
-        warn: told why a folder that is there is rebuilt.
         resumable: whether ``build`` goes on with what an interrupted one has left.
 
     Raises:
@@ -77,8 +83,8 @@ def cached(
             reason = _why_not(folder, made_of, load)
             if reason:
                 if folder.exists():
-                    warn(f"the cache {folder} {reason}; it is rebuilt")
-                if not resumable or _made_of(partial) != made_of:
+                    progress.warn(f"the cache {folder} {reason}; it is rebuilt")
+                if not resumable or _why_not(partial, made_of, lambda _: None):
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir()
                     (partial / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
@@ -93,20 +99,15 @@ def cached(
     return load(folder)
 
 
-def _made_of(folder: Path) -> Any:
-    try:
-        return json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _why_not(folder: Path, made_of: Json, load: Callable[[Path], Any]) -> str | None:
     """What keeps the folder from being used, or None."""
-    found = _made_of(folder)
-    if not isinstance(found, dict):
+    try:
+        found = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+        version = found["version"]
+    except (OSError, ValueError, KeyError, TypeError):
         return "is not complete"
-    if found.get("version") != made_of["version"]:
-        return f"was made by version {found.get('version')!r}, this is {made_of['version']!r}"
+    if version != made_of["version"]:
+        return f"was made by version {version!r}, this is {made_of['version']!r}"
     if found != made_of:
         return "was made of another state of its source"
     try:
@@ -116,31 +117,29 @@ def _why_not(folder: Path, made_of: Json, load: Callable[[Path], Any]) -> str | 
     return None
 
 
-class ResumableArray:
-    """float32 array at ``path``; ``done`` says how many steps of filling it are finished.
+class AppendedRows:
+    """A file of float32 rows, to which whole blocks of ``block`` rows are appended, the last of which may be shorter.
 
-    Raises:
-        OSError: where the disk has no room for the whole array.
+    Attributes:
+        done: rows that an earlier process has left; of a block that it could not finish, none.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._note = path.with_suffix(".done")
-        try:
-            self.done = int(self._note.read_text()) if path.exists() else 0
-        except (FileNotFoundError, ValueError):
-            self.done = 0
-        self.values: Any = np.lib.format.open_memmap(path, "r+" if self.done else "w+", np.float32, shape)
-        if hasattr(os, "posix_fallocate"):
-            # Memory that maps a file with holes kills the process where the disk is full.
-            try:
-                with open(path, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from error
+    def __init__(self, path: Path, shape: tuple[int, int], block: int) -> None:
+        self.path, self.shape = path, shape
+        row_bytes = 4 * shape[1]
+        with open(path, "ab") as file:
+            there = file.tell() // row_bytes
+            self.done = there if there == shape[0] else there // block * block
+            file.truncate(self.done * row_bytes)
 
-    def finish(self, done: int) -> None:
-        """Steps up to ``done`` are finished, and stay so."""
-        self.values.flush()
-        with atomic_file(self._note) as note:
-            note.write_text(str(done))
-        self.done = done
+    def append(self, rows: NDArray[np.float32]) -> None:
+        """Raises OSError, naming the file, where the disk has no room."""
+        with naming(self.path), open(self.path, "ab") as file:
+            file.write(rows.astype(np.float32).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self.done += len(rows)
+
+    def values(self) -> NDArray[np.float32]:
+        """All rows, memory-mapped."""
+        return np.memmap(self.path, np.float32, "r", shape=self.shape)

@@ -4,13 +4,10 @@ import atexit
 import os
 import resource
 import sys
-from typing import TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
-
-T = TypeVar("T")
 
 
 def is_main() -> bool:
@@ -22,26 +19,9 @@ def number_of_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def from_main(value: T) -> T:
-    """The main process's value, in every process."""
-    values = [value]
-    if _joined():
-        dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def wait_for_all() -> None:
-    if _joined():
-        dist.barrier()
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 @atexit.register
 def _leave() -> None:
-    if _joined():
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -52,15 +32,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def resident_memory() -> dict[str, int]:
+def resident_memory() -> tuple[int, int]:
     """Bytes of the process's memory now: its own, and what it has mapped of files, which the system may take back."""
     found = psutil.Process().memory_info()
     # Linux alone tells them apart.
     mapped = getattr(found, "shared", 0)
-    return {"own": found.rss - mapped, "mapped": mapped}
+    return found.rss - mapped, mapped
 
 
 def describe_memory() -> str:
-    """The latter as text, such as ``0.61 GiB (and 0.20 of files)``."""
-    found = resident_memory()
-    return f"{found['own'] / 2**30:.2f} GiB, and {found['mapped'] / 2**30:.2f} of files"
+    own, mapped = resident_memory()
+    return f"{own / 2**30:.2f} GiB, and {mapped / 2**30:.2f} of files"

@@ -24,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not folder.is_dir():
             parser.error(f"argument FOLDER: expected a folder, got {folder}")
     try:
-        written = make_report(
-            options.folders, options.output, lambda message: print(f"warning: {message}", file=sys.stderr)
-        )
+        written = make_report(options.folders, options.output)
     except NothingToReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

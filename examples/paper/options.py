@@ -9,8 +9,8 @@ from pathlib import Path
 from encoders.bert_options import add_bert_options, bert_settings
 from encoders.encoder import Encoder
 from encoders.feature_encoder import FeatureEncoder
+from encoders.features import TfidfSettings
 from encoders.head import HeadSettings
-from encoders.tfidf import TfidfSettings
 from records import METHODS
 from required_packages import require
 from settings import add_settings, given_settings, integer, not_negative
@@ -91,7 +91,7 @@ def _make_encoder(
     kind, model = options.encoder, getattr(options, "model", None)
     if kind == "bert":
         settings = replace(bert_settings(options), fused_classifier=options.fused_classifier)
-        require("transformers", "accelerate", "datasets", "optuna", *(["tensorboard"] if settings.logs else []))
+        require("transformers", "accelerate", "datasets", *(["tensorboard"] if settings.logs else []))
         from encoders.bert import BertEncoder
 
         return BertEncoder(model or options.paper_model, settings, options.cache)

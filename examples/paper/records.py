@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from files import Json, atomic_file, digest
+from progress import progress
+from pydantic import BaseModel, Field, ValidationError
 
 from fused_balanced_loss import SparseTargets
 from fused_balanced_loss.spec import PAPER_LOSSES
@@ -27,6 +28,62 @@ class RecordError(Exception):
 def fingerprint(settings: Json) -> str:
     """Hash of all settings, whatever their order."""
     return digest(settings)[:12]
+
+
+class Settings(BaseModel):
+    """What the settings of every record have, whatever else."""
+
+    method: str
+    seed: int
+    corpus: str
+    corpus_fingerprint: str
+
+
+class F1(BaseModel):
+    micro: Annotated[float, Field(ge=0, le=1)]
+    macro: Annotated[float, Field(ge=0, le=1)]
+
+
+class LabelGroups(BaseModel):
+    total: F1
+    head: F1
+    medium: F1
+    tail: F1
+
+
+class Pair(BaseModel):
+    """``count`` test documents have the label ``missed`` and were predicted the label ``predicted``."""
+
+    missed: str
+    predicted: str
+    count: int
+
+
+class Variant(BaseModel):
+    """Scores of the SVM with another hyperplane."""
+
+    test: dict[str, F1] = {}
+    test_by_instance: dict[str, F1] = {}
+
+
+class Result(BaseModel):
+    """What the tables are made from; a result may have more."""
+
+    validation: LabelGroups
+    test: LabelGroups
+    test_by_instance: dict[str, F1] = {}
+    confused: list[Pair] = []
+    variants: dict[str, Variant] = {}
+
+
+def check(what: str, value: Any, form: type[BaseModel]) -> None:
+    """Raises ValueError saying where ``value`` is not of the form, what was expected there, and what came."""
+    try:
+        form.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (what, *first["loc"])))
+        raise ValueError(f"{where}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
 @dataclass(frozen=True)
@@ -49,73 +106,22 @@ class Run:
 
 
 def make_run(path: Path, record: Any) -> Run:
-    """The run of a record.
-
-    Raises:
-        ValueError: saying what is wrong with it.
-    """
-    settings = _mapping("settings", _mapping("record", record).get("settings"))
-    for key, kind in (("method", str), ("seed", int), ("corpus", str), ("corpus_fingerprint", str)):
-        if not isinstance(settings.get(key), kind):
-            raise ValueError(f"settings.{key}: expected {kind.__name__}, got {settings.get(key)!r}")
+    """The run of a record; ValueError says what is wrong with one."""
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a mapping, got {type(record).__name__}")
+    check("settings", record.get("settings"), Settings)
     running = record.get("status") == RUNNING
     if not running:
-        check_result(record.get("result"))
-    versions, epochs = record.get("versions"), record.get("epochs")
-    return Run(
-        path,
-        settings,
-        versions if isinstance(versions, dict) else {},
-        [epoch for epoch in epochs if isinstance(epoch, dict)] if isinstance(epochs, list) else [],
-        None if running else record["result"],
-    )
-
-
-def check_result(result: Any) -> None:
-    """Whether the tables can be made from it.
-
-    Raises:
-        ValueError: saying what is missing or wrong.
-    """
-    result = _mapping("result", result)
-    _check_scores("result.test", result.get("test"), GROUPS)
-    _check_scores("result.validation", result.get("validation"), GROUPS)
-    _check_scores("result.test_by_instance", result.get("test_by_instance", {}))
-    for name, variant in _mapping("result.variants", result.get("variants", {})).items():
-        for part in ("test", "test_by_instance"):
-            _check_scores(f"result.variants[{name!r}].{part}", _mapping(name, variant).get(part, {}))
-    pairs, kinds = result.get("confused", []), {"missed": str, "predicted": str, "count": int}
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, dict) and all(isinstance(pair.get(key), kind) for key, kind in kinds.items()) for pair in pairs
-    ):
-        raise ValueError("result.confused: expected a list of missed, predicted and count")
-
-
-def _check_scores(name: str, scores: Any, needed: tuple[str, ...] = ()) -> None:
-    if missing := [group for group in needed if group not in _mapping(name, scores)]:
-        raise ValueError(f"{name}: {', '.join(missing)} missing")
-    for group, kinds in _mapping(name, scores).items():
-        for kind in KINDS:
-            value = _mapping(f"{name}.{group}", kinds).get(kind)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name}.{group}.{kind}: expected a number in [0, 1], got {value!r}")
-
-
-def _mapping(name: str, value: Any) -> Json:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: expected a mapping, got {type(value).__name__}")
-    return value
+        check("result", record.get("result"), Result)
+    result = None if running else record["result"]
+    return Run(path, record["settings"], record.get("versions") or {}, record.get("epochs") or [], result)
 
 
 @dataclass(frozen=True)
 class RecordStore:
-    """Records in one folder, named by method, seed and fingerprint of the settings.
-
-    warn: told of each file that is no record of the settings in its name.
-    """
+    """Records in one folder, named by method, seed and fingerprint of the settings."""
 
     folder: Path
-    warn: Callable[[str], None]
 
     def stem(self, settings: Json) -> str:
         return f"{settings['method']}-seed{settings['seed']}-{fingerprint(settings)}"
@@ -127,18 +133,16 @@ class RecordStore:
         """The record of exactly these settings, or None where there is none that is done and can be read."""
         path = self.path(settings)
         try:
-            record = _mapping("record", json.loads(path.read_text(encoding="utf-8")))
-            if record.get("settings") != settings:
+            record: Json = json.loads(path.read_text(encoding="utf-8"))
+            run = make_run(path, record)
+            if run.settings != settings:
                 raise ValueError("its settings are other ones")
-            if record.get("status") == RUNNING:
-                return None
-            check_result(record.get("result"))
+            return record if run.result is not None else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self.warn(f"{path} is not a record of this run ({error}); redoing it")
+            progress.warn(f"{path} is not a record of this run ({error}); redoing it")
             return None
-        return record
 
     def open(self) -> None:
         """Makes the folder, and in it a reserve of space for the record of a run that ends on a full disk.
@@ -166,7 +170,7 @@ class RecordStore:
         try:
             self._write(settings, {"versions": versions, "status": RUNNING, "epochs": epochs})
         except OSError as error:
-            self.warn(f"{self.path(settings)} cannot be written yet: {error.strerror or error}")
+            progress.warn(f"{self.path(settings)} cannot be written yet: {error.strerror or error}")
 
     def save_done(self, settings: Json, versions: Json, epochs: list[Json], result: Json) -> None:
         """Writes the predictions, then the record, on a full disk the record alone.
@@ -174,10 +178,9 @@ class RecordStore:
         Raises:
             RecordError: where something could not be written, after all that could be was.
         """
-        result = dict(result)
-        predictions: SparseTargets = result.pop("predictions")
+        predictions: SparseTargets = result["predictions"]
+        result = {**result, "predictions": f"{self.stem(settings)}.npz"}
         failed = None
-        result["predictions"] = f"{self.stem(settings)}.npz"
         try:
             with atomic_file(self.folder / result["predictions"]) as path:
                 np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
@@ -186,16 +189,16 @@ class RecordStore:
             self.close()
         record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
         try:
-            self._write(settings, record)
-        except OSError:
-            self.close()
             try:
                 self._write(settings, record)
-            except OSError as error:
-                raise RecordError(
-                    f"{self.path(settings)} cannot be written: {error.strerror or error}; what it would hold:\n"
-                    + json.dumps({"settings": settings, **record})
-                ) from error
+            except OSError:
+                self.close()
+                self._write(settings, record)
+        except OSError as error:
+            raise RecordError(
+                f"{self.path(settings)} cannot be written: {error.strerror or error}; what it would hold:\n"
+                + json.dumps({"settings": settings, **record})
+            ) from error
         if failed is not None:
             raise RecordError(
                 f"{self.folder}: {failed.strerror or failed}; the result is recorded, its predictions are not"

@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import required_packages
-from command import run_command
-from corpora.bioasq import PARTITION, YEARS, BioasqOptions, load_bioasq
+from corpora.bioasq import PARTITION, YEARS, load_bioasq
 from corpora.corpus import Corpus, Partition
 from corpora.generated import NUM_ARTICLES, NUM_HEADINGS, write_bioasq
 from encoders.head import HeadSettings
+from experiment import run_command
 from options import WITH_FROZEN, heads, make_parser, parse_options
-from progress import Progress
 from settings import add_settings, existing_file, given_settings, integer, years
 
 HEADS = heads(HeadSettings(learning_rate=2e-2, batch_size=128), replace(WITH_FROZEN, batch_size=128))
@@ -50,21 +49,20 @@ def pubmed_options(arguments: Sequence[str] | None = None) -> argparse.Namespace
     return options
 
 
-def load(options: argparse.Namespace, progress: Progress) -> Corpus:
+def load(options: argparse.Namespace) -> Corpus:
     file, notice = options.file, None
     if options.generated:
         notice = "GENERATED DATA: the figures are NOT on PubMed (asked for by --generated)"
         file = options.cache / f"generated-{options.articles}x{options.headings}.json.gz"
         if not file.exists():
-            write_bioasq(file, options.articles, options.headings, progress.say)
+            write_bioasq(file, options.articles, options.headings)
     parts = Partition(**given_settings(Partition, options))
-    source = BioasqOptions(options.years, options.encoding)
-    return load_bioasq(file, source, parts, options.cache, progress.say, progress.warn, notice=notice)
+    return load_bioasq(file, options.years, options.encoding, parts, options.cache, notice=notice)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = pubmed_options(arguments)
-    return run_command(options, lambda progress: load(options, progress))
+    return run_command(options, load)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import required_packages  # noqa: F401  it says what is not installed
-from command import run_command
 from corpora.corpus import Corpus
 from corpora.generated import MIN_DOCUMENTS, NUM_DOCUMENTS, generate_corpus
 from corpora.reuters import ReutersUnavailableError, load_reuters
 from encoders.head import HeadSettings
+from experiment import run_command
 from options import heads, make_parser, parse_options
 from settings import integer
 
@@ -50,7 +50,7 @@ def choose_corpus(options: argparse.Namespace) -> Corpus:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = reuters_options(arguments)
-    return run_command(options, lambda progress: choose_corpus(options))
+    return run_command(options, choose_corpus)
 
 
 if __name__ == "__main__":

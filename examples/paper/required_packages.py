@@ -27,6 +27,7 @@ require(
     "matplotlib",
     "pandas",
     "psutil",
+    "pydantic",
     "rich",
     "scipy",
     "sklearn",

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import required_packages
-from command import run_command
 from corpora.bioasq import HEAD as PUBMED_HEAD
 from corpora.bioasq import TAIL as PUBMED_TAIL
 from corpora.corpus import Corpus, Partition
-from corpora.table_files import QUOTING, TableOptions, load_table_files
+from corpora.table_files import TableOptions, load_table_files
 from encoders.head import HeadSettings
+from experiment import run_command
 from options import heads, make_parser, parse_options
-from progress import Progress
 from settings import add_settings, existing_file, given_settings, integer
 
 PARTITION = Partition(validation=0.1, test=0.1, seed=0, min_label_count=1)
@@ -21,7 +20,6 @@ HEADS = heads(HeadSettings())
 
 
 def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    table = TableOptions()
     parser = make_parser(
         "Trains on texts and labels of one's own with each of the eight losses of Huang et al. (EMNLP 2021), and an "
         "SVM, and prints tables of the paper's form.",
@@ -32,17 +30,12 @@ def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace
     add("file", type=existing_file, help=text)
     add("--validation-file", type=existing_file, help="the validation documents")
     add("--test-file", type=existing_file, help="the test documents")
-    add("--text-field", default=table.text, help="name of the field or column of the text")
-    add("--label-field", default=table.labels, help="name of the field or column of the labels")
-    add("--split-field", default=table.split, help="may say train, validation or test")
+    add_settings(parser, TableOptions())
     text = (
         "the first line of CSV or TSV is a document: columns are 1, 2, ..., the text is 1 and the labels are 2 if the "
         "field options do not say otherwise"
     )
     add("--no-header", action="store_true", help=text)
-    text = "of CSV and TSV: none takes a quote at the beginning of a field as text"
-    add("--quoting", choices=list(QUOTING), default=table.quoting, help=text)
-    add("--label-separator", default=table.separator, help="between labels that are one string")
     add("--head", type=integer(1), default=PUBMED_HEAD, help="head labels have as many, or more")
     add("--tail", type=integer(0), default=PUBMED_TAIL, help="tail labels have as many, or fewer")
     add_settings(parser, PARTITION)
@@ -50,8 +43,6 @@ def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace
     required_packages.require("datasets")
     if options.tail >= options.head:
         parser.error(f"argument --tail: expected less than --head {options.head}, got {options.tail}")
-    if not options.label_separator:
-        parser.error("argument --label-separator: expected at least one character, got none")
     if options.no_header:
         for field, column in (("text_field", "1"), ("label_field", "2")):
             if getattr(options, field) == parser.get_default(field):
@@ -59,16 +50,13 @@ def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace
     return options
 
 
-def load(options: argparse.Namespace, progress: Progress) -> Corpus:
+def load(options: argparse.Namespace) -> Corpus:
     files = {"": options.file, "validation": options.validation_file, "test": options.test_file}
-    fields = options.text_field, options.label_field, options.split_field, options.label_separator
     return load_table_files(
         {part: path for part, path in files.items() if path is not None},
-        TableOptions(*fields, header=not options.no_header, quoting=options.quoting),
+        TableOptions(**given_settings(TableOptions, options), header=not options.no_header),
         Partition(**given_settings(Partition, options)),
         options.cache,
-        progress.say,
-        progress.warn,
         head=options.head,
         tail=options.tail,
     )
@@ -76,7 +64,7 @@ def load(options: argparse.Namespace, progress: Progress) -> Corpus:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = corpus_options(arguments)
-    return run_command(options, lambda progress: load(options, progress))
+    return run_command(options, load)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ years = checked(_first_and_last, "years such as 2020-2021, or all")
 size = checked(
     float, "a share below 1 or a number of documents", lambda value: value > 0 and (value < 1 or value.is_integer())
 )
+some_text = checked(str, "at least one character", bool)
 existing_file = checked(Path, "a file", Path.is_file)
 positive = number(0, math.inf)
 not_negative = number(0, math.inf, closed=True)

@@ -310,7 +310,7 @@ BAD = {
     "gradient: expected one of": {"gradient": "in_place"},
     "impl: expected one of": {"impl": "cuda"},
     "bias: expected \\[37\\]": {"bias": torch.zeros(36)},
-    "weight: expected \\[C, 8\\]": {"weight": torch.zeros(37, 9)},
+    "features: expected \\[..., 9\\]": {"weight": torch.zeros(37, 9)},
     "weight: expected 37 rows": {"weight": torch.zeros(36, 8), "bias": None},
     "weight: expected the dtype": {"weight": torch.zeros(37, 8, dtype=torch.float64)},
     "features: expected \\[..., D\\]": {"features": torch.zeros(8)},

@@ -14,7 +14,7 @@ import places  # noqa: F401  it puts the examples on the path
 import torch
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings
-from encoders.epoch_report import EpochReport
+from encoders.training import EpochReport
 from machine import is_main
 from tiny_bert import tiny_corpus
 
@@ -50,7 +50,7 @@ def main(model, cache, folder, result, death, *changes):
     settings = SETTINGS | {name: json.loads(value) for name, value in (change.split("=") for change in changes)}
     corpus = tiny_corpus()
     encoder = BertEncoder(model, BertSettings(**settings), Path(cache))
-    encoder.prepare(corpus, lambda text: None)
+    encoder.prepare(corpus)
     epochs = []
     done = encoder.run(corpus, LossSpec.preset("DB"), 0, Path(folder), epochs.append)
     if is_main():

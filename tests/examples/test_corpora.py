@@ -15,15 +15,15 @@ for package in ("datasets", "ijson", "scipy", "sklearn"):
     pytest.importorskip(package)
 
 from corpora import document_cache  # noqa: E402
-from corpora.bioasq import BioasqOptions, load_bioasq, read_articles  # noqa: E402
+from corpora.bioasq import YEARS, load_bioasq, read_articles  # noqa: E402
 from corpora.corpus import CorpusError, Partition  # noqa: E402
 from corpora.generated import generate_corpus, write_bioasq  # noqa: E402
 from corpora.table_files import TableOptions, load_table_files  # noqa: E402
 from files import CacheError, cached  # noqa: E402
 from places import SHARED  # noqa: E402
+from progress import progress  # noqa: E402
 
 PARTITION = Partition(validation=2, test=2, seed=0, min_label_count=1)
-ALL_YEARS = BioasqOptions(years=None)
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
@@ -51,25 +51,18 @@ class Loader:
         self.folder = folder
         self.warnings = []
 
-    def bioasq(self, file, options=ALL_YEARS, partition=PARTITION):
-        return load_bioasq(file, options, partition, self.folder / "cache", lambda _: None, self.warnings.append)
+    def bioasq(self, file, years=None, partition=PARTITION, encoding="utf-8"):
+        return load_bioasq(file, years, encoding, partition, self.folder / "cache")
 
     def table(self, files, options=None, partition=PARTITION):
-        return load_table_files(
-            files,
-            options or TableOptions(),
-            partition,
-            self.folder / "cache",
-            lambda _: None,
-            self.warnings.append,
-            head=3,
-            tail=1,
-        )
+        return load_table_files(files, options or TableOptions(), partition, self.folder / "cache", head=3, tail=1)
 
 
 @pytest.fixture
-def load(tmp_path):
-    return Loader(tmp_path)
+def load(tmp_path, monkeypatch):
+    loader = Loader(tmp_path)
+    monkeypatch.setattr(progress, "warn", loader.warnings.append)
+    return loader
 
 
 def texts_and_labels(corpus):
@@ -109,7 +102,7 @@ def test_bioasq_years_and_what_is_left_out(load, tmp_path):
         article(17, meshMajor=...),
         article(18, meshMajor=["humans", "humans"], title="half a pair \ud800"),
     ]
-    corpus = load.bioasq(write_articles(tmp_path / "articles.json", articles), BioasqOptions())
+    corpus = load.bioasq(write_articles(tmp_path / "articles.json", articles), YEARS)
     assert set(corpus.remarks) == {
         "1 articles of other years, left out",
         "1 articles without a year, left out",
@@ -164,7 +157,7 @@ def test_bioasq_in_latin_1(load, tmp_path):
     file.write_bytes(json.dumps({"articles": articles}, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(CorpusError, match="invalid bytes in UTF8 string; another --encoding may be right"):
         load.bioasq(file)
-    corpus = load.bioasq(file, BioasqOptions(years=None, encoding="latin-1"))
+    corpus = load.bioasq(file, encoding="latin-1")
     assert "Ménière 3 Abstract 3." in texts_and_labels(corpus)
 
 
@@ -400,9 +393,9 @@ def test_cache_is_rebuilt_with_a_message(load, tmp_path, monkeypatch):
 
     monkeypatch.setattr(document_cache, "VERSION", 99)
     load.bioasq(file)
-    assert "was made by version 1, this is 99; it is rebuilt" in load.warnings[-1]
+    assert "was made by version 2, this is 99; it is rebuilt" in load.warnings[-1]
 
-    arrow = folder / "texts.arrow"
+    arrow = folder / "documents.arrow"
     arrow.write_bytes(arrow.read_bytes()[:100])
     assert len(texts_and_labels(load.bioasq(file))) == 10
     assert "cannot be read" in load.warnings[-1]
@@ -417,7 +410,7 @@ def test_cache_on_a_full_disk_is_not_there(load, tmp_path, monkeypatch):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", no_space)
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", no_space)
     file = write_articles(tmp_path / "articles.json", [article(number) for number in range(8)])
     with pytest.raises(CacheError, match="the cache cannot be written: No space left on device"):
         load.bioasq(file)
@@ -434,7 +427,7 @@ def test_resumable_cache_goes_on_with_what_is_there(tmp_path):
             raise KeyboardInterrupt
 
     def ask():
-        cached(tmp_path / "c", {"version": 1}, build, lambda folder: None, print, resumable=True)
+        cached(tmp_path / "c", {"version": 1}, build, lambda folder: None, resumable=True)
 
     with pytest.raises(KeyboardInterrupt):
         ask()
@@ -446,9 +439,9 @@ def test_resumable_cache_goes_on_with_what_is_there(tmp_path):
 def test_generated_bioasq_file(load, tmp_path):
     files = [tmp_path / name for name in ("a.json.gz", "b.json")]
     for file in files:
-        write_bioasq(file, 3000, 300, lambda _: None)
+        write_bioasq(file, 3000, 300)
     assert gzip.decompress(files[0].read_bytes()) == files[1].read_bytes()
-    corpus = load.bioasq(files[0], BioasqOptions(), Partition(200, 200, 0, 5))
+    corpus = load.bioasq(files[0], YEARS, Partition(200, 200, 0, 5))
     assert [len(split) for split in corpus.splits.values()] == [2600, 200, 200]
     assert corpus.num_labels > 290
     counts = np.sort(corpus.statistics.counts.numpy())[::-1]
@@ -460,9 +453,9 @@ def test_memory_of_reading_does_not_grow_with_the_file(tmp_path):
     peaks = []
     for number in (1000, 6000):
         file = tmp_path / f"{number}.json.gz"
-        write_bioasq(file, number, 100, lambda _: None)
+        write_bioasq(file, number, 100)
         tracemalloc.start()
-        assert sum(1 for _ in read_articles(file, ALL_YEARS, Counter())) == number
+        assert sum(1 for _ in read_articles(file, None, "utf-8", Counter())) == number
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0], f"{peaks} bytes"
@@ -486,7 +479,7 @@ def test_generated_corpus_is_deterministic():
 
 @pytest.mark.skipif(not (SHARED / "data/bioasq_sample.json.gz").exists(), reason="no sample of BioASQ is at hand")
 def test_real_articles(load):
-    corpus = load.bioasq(SHARED / "data/bioasq_sample.json.gz", ALL_YEARS, Partition(1000, 1000, 0, 2))
+    corpus = load.bioasq(SHARED / "data/bioasq_sample.json.gz", None, Partition(1000, 1000, 0, 2))
     assert [len(split) for split in corpus.splits.values()] == [10380, 1000, 1000]
     assert int(corpus.statistics.counts.min()) == 2
     assert corpus.num_labels > 7000

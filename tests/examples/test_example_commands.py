@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-for package in ("datasets", "ijson", "matplotlib", "pandas", "scipy", "sklearn", "tabulate"):
+for package in ("datasets", "ijson", "matplotlib", "pandas", "pydantic", "scipy", "sklearn", "tabulate"):
     pytest.importorskip(package)
 
 import experiment  # noqa: E402
@@ -23,9 +23,9 @@ import reproduce_reuters  # noqa: E402
 import run_corpus  # noqa: E402
 from corpora import reuters  # noqa: E402
 from corpora.generated import generate_corpus  # noqa: E402
-from encoders import feature_encoder  # noqa: E402
+from encoders.head import HeadTraining  # noqa: E402
 from places import PAPER, ROOT  # noqa: E402
-from progress import Progress  # noqa: E402
+from progress import progress  # noqa: E402
 from records import RecordError, RecordStore, fingerprint  # noqa: E402
 
 from fused_balanced_loss import SparseTargets  # noqa: E402
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 SCORES = {group: {"micro": 0.5, "macro": 0.25} for group in ("total", "head", "medium", "tail")}
 RESULT = {"validation": SCORES, "test": SCORES}
-SETTINGS = {"method": "DB", "seed": 0, "epochs": 3}
+SETTINGS = {"method": "DB", "seed": 0, "corpus": "Small", "corpus_fingerprint": "0123", "epochs": 3}
 PREDICTIONS = SparseTargets.from_lists([[0, 2], []], 3)
 
 
@@ -45,9 +45,10 @@ def arguments(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
     warnings = []
-    store = RecordStore(tmp_path / "records", warnings.append)
+    monkeypatch.setattr(progress, "warn", warnings.append)
+    store = RecordStore(tmp_path / "records")
     store.open()
     return store, warnings
 
@@ -173,14 +174,14 @@ def test_whole_run_then_nothing_left_to_do(arguments, tmp_path, capsys):
 
 
 def test_interrupted_run_keeps_what_is_done_and_goes_on(arguments, tmp_path, capsys, monkeypatch):
-    train = feature_encoder.train_head
+    run = HeadTraining.run
 
-    def train_first_only(corpus, inputs, spec, *rest, **options):
-        if spec.gamma:
+    def run_first_only(training, *rest):
+        if training.spec.gamma:
             raise KeyboardInterrupt
-        return train(corpus, inputs, spec, *rest, **options)
+        return run(training, *rest)
 
-    monkeypatch.setattr(feature_encoder, "train_head", train_first_only)
+    monkeypatch.setattr(HeadTraining, "run", run_first_only)
     assert reproduce_reuters.main(arguments) == 130
     output = capsys.readouterr()
     assert "Interrupted." in output.err
@@ -343,7 +344,7 @@ INSTALL = "pip install 'fused_balanced_loss[examples]' installs all that the exa
         ("transformers", "reproduce_reuters --encoder frozen"),
         *(
             (package, "reproduce_reuters --encoder bert --bert-logs logs")
-            for package in ("transformers", "accelerate", "datasets", "optuna", "tensorboard")
+            for package in ("transformers", "accelerate", "datasets", "tensorboard")
         ),
         ("ijson", "reproduce_pubmed --generated"),
         ("datasets", "reproduce_pubmed --generated"),
@@ -352,7 +353,7 @@ INSTALL = "pip install 'fused_balanced_loss[examples]' installs all that the exa
 )
 def test_missing_package_is_named_before_anything_is_done(package, command, tmp_path, monkeypatch):
     name, *arguments = command.split()
-    for other in ("transformers", "accelerate", "optuna", "tensorboard"):
+    for other in ("transformers", "accelerate", "tensorboard"):
         if other != package and "bert" in arguments:
             pytest.importorskip(other)
     monkeypatch.chdir(tmp_path)
@@ -390,7 +391,7 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
 
     def settings(*arguments):
         options = reproduce_reuters.reuters_options([*arguments, *folders])
-        return experiment.Experiment(corpus, options, Progress())._settings("DB", 0)
+        return experiment.Experiment(corpus, options)._settings("DB", 0)
 
     default = settings()
     assert default["training"] == dataclasses.asdict(reproduce_reuters.HEADS["tfidf"])

@@ -15,15 +15,16 @@ for package in ("joblib", "scipy", "sklearn", "transformers"):
 from agreement import assert_alike  # noqa: E402
 from corpora.corpus import Corpus, Split  # noqa: E402
 from corpora.generated import generate_corpus  # noqa: E402
-from encoders import frozen, head_training  # noqa: E402
+from encoders import features as feature_files  # noqa: E402
+from encoders import head  # noqa: E402
 from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
-from encoders.frozen import frozen_features, model_name  # noqa: E402
+from encoders.features import SVM_TFIDF, TfidfSettings, frozen_features, model_name, tfidf_features  # noqa: E402  # noqa: E402
 from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
 from encoders.scoring import score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
-from encoders.tfidf import SVM_TFIDF, TfidfSettings, tfidf_features  # noqa: E402
-from files import ResumableArray  # noqa: E402
+from files import AppendedRows  # noqa: E402
+from progress import progress  # noqa: E402
 from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
 from sklearn.metrics import f1_score  # noqa: E402
 from sklearn.multiclass import OneVsRestClassifier  # noqa: E402
@@ -49,7 +50,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def words(corpus, tmp_path_factory):
-    return tfidf_features(corpus, TfidfSettings(), tmp_path_factory.mktemp("cache"), quiet, quiet)
+    return tfidf_features(corpus, TfidfSettings(), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +69,17 @@ def model(tmp_path_factory):
     return str(save_tiny_encoder(tmp_path_factory.mktemp("model")))
 
 
+def train_head(corpus, inputs, spec, settings, seed, folder, report, fused_classifier=False):
+    return head.HeadTraining(corpus, inputs, spec, settings, seed, fused_classifier).run(folder, report)
+
+
 def inputs_of(words):
     return {part: Inputs(rows) for part, rows in words.items()}
 
 
 @pytest.mark.parametrize("settings", [TfidfSettings(), SVM_TFIDF])
 def test_tfidf_is_that_of_scikit_learn(corpus, tmp_path, settings):
-    found = tfidf_features(corpus, settings, tmp_path, quiet, quiet)
+    found = tfidf_features(corpus, settings, tmp_path)
     vectorizer = TfidfVectorizer(stop_words="english", dtype=np.float32, **dataclasses.asdict(settings))
     vectorizer.fit(corpus.train.texts)
     for part, split in corpus.splits.items():
@@ -89,13 +94,13 @@ def test_tfidf_is_that_of_scikit_learn(corpus, tmp_path, settings):
 
 def test_tfidf_without_words_is_refused(corpus, tmp_path):
     with pytest.raises(EncoderError, match="no word occurs in 9999 training documents"):
-        tfidf_features(corpus, TfidfSettings(min_df=9999), tmp_path, quiet, quiet)
+        tfidf_features(corpus, TfidfSettings(min_df=9999), tmp_path)
 
 
 def test_frozen_features_are_the_mean_over_the_tokens(small_corpus, model, tmp_path):
     from transformers import AutoModel
 
-    found = frozen_features(small_corpus, model, 8, tmp_path, quiet, quiet)
+    found = frozen_features(small_corpus, model, 8, tmp_path)
     assert {part: rows.shape for part, rows in found.items()} == {
         "train": (70, 16),
         "validation": (20, 16),
@@ -111,7 +116,7 @@ def test_frozen_features_are_the_mean_over_the_tokens(small_corpus, model, tmp_p
 
 def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkeypatch):
     encoded = []
-    encode = frozen._encode
+    encode = feature_files._encode
 
     def counted(texts, *rest):
         if len(encoded) == 2:
@@ -120,13 +125,13 @@ def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkey
         encoded.append(len(texts))
         return encode(texts, *rest)
 
-    monkeypatch.setattr(frozen, "_encode", counted)
-    monkeypatch.setattr(frozen, "NOTE", 1)
+    monkeypatch.setattr(feature_files, "_encode", counted)
+    monkeypatch.setattr(feature_files, "BLOCK", feature_files.BATCH)
     with pytest.raises(KeyboardInterrupt):
-        frozen_features(small_corpus, model, 8, tmp_path, quiet, quiet)
-    found = frozen_features(small_corpus, model, 8, tmp_path, quiet, quiet)
+        frozen_features(small_corpus, model, 8, tmp_path)
+    found = frozen_features(small_corpus, model, 8, tmp_path)
     assert sum(encoded) == 110, "a text was encoded twice, or not at all"
-    whole = frozen_features(small_corpus, model, 8, tmp_path / "other", quiet, quiet)
+    whole = frozen_features(small_corpus, model, 8, tmp_path / "other")
     for part in whole:
         # The encoder is loaded anew, at other addresses.
         np.testing.assert_allclose(found[part], whole[part], rtol=1e-5, atol=1e-6)
@@ -146,19 +151,19 @@ def test_unknown_model(small_corpus, tmp_path, monkeypatch, what):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     name = str(tmp_path) if what == "an empty folder" else "nobody/such-a-model"
     with pytest.raises(EncoderError, match=r"--model .*(expected what save_pretrained|the hub)"):
-        frozen_features(small_corpus, name, 8, tmp_path / "cache", quiet, quiet)
+        frozen_features(small_corpus, name, 8, tmp_path / "cache")
 
 
 def test_more_tokens_than_the_model_takes(small_corpus, model, tmp_path):
     with pytest.raises(EncoderError, match=r"--max-length: .* takes at most 32 tokens, got 33"):
-        frozen_features(small_corpus, model, 33, tmp_path, quiet, quiet)
+        frozen_features(small_corpus, model, 33, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "frozen", "frozen+tfidf"])
 def test_every_feature_encoder_learns(small_corpus, model, tmp_path, kind):
     head = HeadSettings(hidden=32, epochs=8, batch_size=8, dropout=0.1)
     encoder = FeatureEncoder(kind, head, TfidfSettings(min_df=1), model, 32, tmp_path)
-    encoder.prepare(small_corpus, quiet)
+    encoder.prepare(small_corpus)
     epochs = []
     result = encoder.run(small_corpus, LossSpec.preset("BCE"), 0, tmp_path / "work", epochs.append)
     assert [epoch["number"] for epoch in epochs] == list(range(1, 9))
@@ -203,27 +208,27 @@ def test_training_is_the_same_again(corpus, words, tmp_path):
     losses = []
     for run, seed in enumerate((0, 0, 1)):
         epochs = []
-        head_training.train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path / str(run), epochs.append)
+        train_head(corpus, inputs_of(words), DB, HEAD, seed, tmp_path / str(run), epochs.append)
         losses.append([epoch["loss"] for epoch in epochs])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-3)
 
 
 def test_killed_training_goes_on_to_the_same_end(corpus, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(head_training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(head, "CHECKPOINT_SECONDS", 0.0)
     whole, epochs = [], []
-    expected = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "whole", whole.append)
+    expected = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "whole", whole.append)
 
     def kill(epoch):
         if epoch["number"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", kill)
+        train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", kill)
     trained = []
-    train_epoch = head_training._Run.train_epoch
-    monkeypatch.setattr(head_training._Run, "train_epoch", lambda run: trained.append(1) or train_epoch(run))
-    found = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", epochs.append)
+    train_epoch = head.HeadTraining.train_epoch
+    monkeypatch.setattr(head.HeadTraining, "train_epoch", lambda run: trained.append(1) or train_epoch(run))
+    found = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "run", epochs.append)
     assert len(trained) == 1
     assert [epoch["number"] for epoch in epochs] == [1, 2, 3]
     assert [epoch["loss"] for epoch in epochs] == pytest.approx([epoch["loss"] for epoch in whole], rel=1e-5)
@@ -234,9 +239,7 @@ def test_fused_classifier_gives_the_same_results(corpus, words, tmp_path):
     settings = HeadSettings(hidden=64, epochs=6)
     epochs = {True: [], False: []}
     for fused, reported in epochs.items():
-        head_training.train_head(
-            corpus, inputs_of(words), DB, settings, 0, tmp_path, reported.append, fused_classifier=fused
-        )
+        train_head(corpus, inputs_of(words), DB, settings, 0, tmp_path, reported.append, fused_classifier=fused)
     fused, plain = ([(epoch["loss"], epoch["micro_f1"]) for epoch in epochs[kind]] for kind in epochs)
     np.testing.assert_allclose(fused, plain, rtol=1e-3, atol=1e-3)
     assert plain[-1][1] > 0.1
@@ -250,15 +253,15 @@ def test_fused_training_makes_no_logits(corpus, words, tmp_path, monkeypatch):
         return forward(self, inputs)
 
     monkeypatch.setattr(Head, "forward", noted)
-    head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet, fused_classifier=True)
+    train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet, fused_classifier=True)
     assert modes
     assert not any(modes)
 
 
 def test_broken_checkpoint_begins_anew(corpus, words, tmp_path, capsys):
-    (tmp_path / head_training.CHECKPOINT).write_bytes(b"half a check")
-    expected = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)
-    found = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
+    (tmp_path / head.CHECKPOINT).write_bytes(b"half a check")
+    expected = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path / "other", quiet)
+    found = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
     assert_alike(found["test"], expected["test"], 0.02)
     assert "the run begins anew" in capsys.readouterr().err
 
@@ -267,17 +270,17 @@ def test_full_disk_costs_the_checkpoint_alone(corpus, words, tmp_path, monkeypat
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(head_training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(head, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(torch, "save", no_space)
-    result = head_training.train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
+    result = train_head(corpus, inputs_of(words), DB, HEAD, 0, tmp_path, quiet)
     assert result["test"]["total"]["micro"] > 0
     assert "no checkpoint could be saved" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_svm_is_one_against_the_rest(corpus, tmp_path):
-    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache", quiet, quiet)
-    result = run_svm(corpus, features, tmp_path / "work", 1, quiet)
+    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache")
+    result = run_svm(corpus, features, tmp_path / "work", 1)
     svm = OneVsRestClassifier(LinearSVC(C=1.0, class_weight="balanced", random_state=0))
     svm.fit(features["train"], corpus.train.targets.to_dense().numpy())
     predicted, dense = svm.predict(features["test"]), corpus.test.targets.to_dense().numpy()
@@ -295,7 +298,7 @@ def test_killed_svm_goes_on(corpus, tmp_path, monkeypatch):
     from encoders import svm
 
     monkeypatch.setattr(svm, "BLOCK", 16)
-    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache", quiet, quiet)
+    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache")
     said, again = [], []
 
     def kill(text):
@@ -303,29 +306,33 @@ def test_killed_svm_goes_on(corpus, tmp_path, monkeypatch):
         if len(said) == 4:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(progress, "say", kill)
     with pytest.raises(KeyboardInterrupt):
-        run_svm(corpus, features, tmp_path / "work", 1, kill)
-    found = run_svm(corpus, features, tmp_path / "work", 1, again.append)
+        run_svm(corpus, features, tmp_path / "work", 1)
+    monkeypatch.setattr(progress, "say", again.append)
+    found = run_svm(corpus, features, tmp_path / "work", 1)
     assert len(again) == 2 * 6 - 4
-    assert found["test"] == run_svm(corpus, features, tmp_path / "other", 1, quiet)["test"]
+    assert found["test"] == run_svm(corpus, features, tmp_path / "other", 1)["test"]
 
 
-def test_array_without_room_is_refused_at_once(tmp_path, monkeypatch):
+def test_rows_that_were_not_appended_as_a_whole_are_cut_off(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.posix_fallocate", no_space, raising=False)
-    with pytest.raises(OSError, match=r"No space left on device: .*a\.npy"):
-        ResumableArray(tmp_path / "a.npy", (3, 4))
+    rows = AppendedRows(tmp_path / "rows", (5, 3), 2)
+    rows.append(np.ones((2, 3), np.float32))
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match=r"No space left on device: .*rows"):
+        rows.append(np.ones((1, 3), np.float32))
     monkeypatch.undo()
-    array = ResumableArray(tmp_path / "a.npy", (3, 4))
-    array.values[0] = 1
-    array.finish(1)
-    again = ResumableArray(tmp_path / "a.npy", (3, 4))
-    assert again.done == 1
-    assert again.values.sum() == 4
-    (tmp_path / "a.done").write_text("")
-    assert ResumableArray(tmp_path / "a.npy", (3, 4)).done == 0
+    with open(rows.path, "ab") as file:
+        file.write(b"half a row")
+    again = AppendedRows(rows.path, (5, 3), 2)
+    assert again.done == 2
+    again.append(np.full((2, 3), 2, np.float32))
+    again.append(np.full((1, 3), 3, np.float32))
+    assert again.values().tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 2 + [[3.0] * 3]
+    assert AppendedRows(rows.path, (5, 3), 2).done == 5, "the last block may be shorter"
 
 
 def test_svm_without_a_label_in_training(small_corpus, tmp_path):
@@ -333,7 +340,7 @@ def test_svm_without_a_label_in_training(small_corpus, tmp_path):
     dense[:, 0], dense[:, 1] = 0, 1
     train = Split(small_corpus.train.texts, SparseTargets.from_dense(dense))
     corpus = dataclasses.replace(small_corpus, train=train, fingerprint="other")
-    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache", quiet, quiet)
-    predicted = run_svm(corpus, features, tmp_path / "work", 1, quiet)["predictions"].to_dense()
+    features = tfidf_features(corpus, SVM_TFIDF, tmp_path / "cache")
+    predicted = run_svm(corpus, features, tmp_path / "work", 1)["predictions"].to_dense()
     assert not predicted[:, 0].any()
     assert predicted[:, 1].all()

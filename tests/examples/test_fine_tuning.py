@@ -16,20 +16,18 @@ import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
-pytest.importorskip("optuna")
 pytest.importorskip("transformers")
 
 from agreement import assert_alike
 from corpora.corpus import Split
-from encoders import bert, fine_tuning, pretrained
+from encoders import bert, pretrained, training
 from encoders.bert import BertEncoder
 from encoders.bert_options import BertSettings, add_bert_options, bert_settings
-from encoders.checkpoints import newest_checkpoint, read_state
 from encoders.encoder import EncoderError
-from encoders.epoch_report import StepBar, epochs_of, is_over
-from encoders.rate_search import search_learning_rate
+from encoders.training import EpochReport, epochs_of, is_over, newest_checkpoint, progress_of
 from fine_tuning_run import SETTINGS
 from places import PAPER, ROOT
+from progress import progress
 from safetensors.torch import load_file, save_file
 from tiny_bert import NUM_LABELS, save_tiny_encoder, tiny_corpus
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer
@@ -55,7 +53,7 @@ def fine_tune(encoder, cache, folder, *, method="DB", seed=0, **changes):
     """Result and reported epochs of a run in this process."""
     corpus, epochs = tiny_corpus(), []
     runner = BertEncoder(str(encoder), BertSettings(**{**SETTINGS, **changes}), cache)
-    runner.prepare(corpus, lambda text: None)
+    runner.prepare(corpus)
     result = runner.run(corpus, LossSpec.preset(method), seed, folder, epochs.append)
     return {**result, "predictions": result["predictions"].to_lists()}, epochs
 
@@ -160,7 +158,7 @@ def test_a_run_killed_after_training_is_only_scored(encoder, cache, tmp_path, wh
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     result, epochs = fine_tune(encoder, cache, moved)
     assert_same_run((result, epochs), whole[1:])
-    assert str(moved) in read_state(newest_checkpoint(moved))["best_model_checkpoint"]
+    assert progress_of(moved)[2].parent == moved
 
 
 NEEDED = (
@@ -185,7 +183,7 @@ def test_broken_checkpoints_are_skipped_and_removed(tmp_path, whole, file, how):
         broken.unlink()
     else:
         os.truncate(broken, 0 if how == "empty" else broken.stat().st_size // 2)
-    best = read_state(checkpoints[-2])["best_global_step"]
+    best = json.loads((checkpoints[-2] / "trainer_state.json").read_text())["best_global_step"]
     expected = checkpoints[-2] if best != int(checkpoints[-1].name.split("-")[1]) else None
     assert newest_checkpoint(folder) == expected
     assert not checkpoints[-1].exists()
@@ -245,8 +243,8 @@ def test_learns_and_seeds_differ(encoder, cache, tmp_path):
 def test_a_part_of_the_training_documents(encoder, cache, tmp_path):
     runner = BertEncoder(str(encoder), BertSettings(**SETTINGS, train_documents=10), cache)
     corpus = tiny_corpus()
-    runner.prepare(corpus, lambda text: None)
-    part, statistics = runner.tuning.train
+    runner.prepare(corpus)
+    part, statistics = runner.training_part
     assert len(part) == 10 == statistics.num_samples
     counted = torch.zeros(NUM_LABELS, dtype=torch.int64)
     for labels in part["labels"]:
@@ -275,16 +273,16 @@ def test_accumulated_batches_train_alike(encoder, cache, tmp_path):
 
 
 def test_search_tries_each_rate_once_and_goes_on_after_an_interruption(encoder, tmp_path, monkeypatch):
-    tried, begin = [], StepBar.on_train_begin
+    tried, begin = [], EpochReport.on_train_begin
 
     def counted(self, args, state, *rest, **given):
-        if state.is_hyper_param_search:
+        if "search-" in args.output_dir:
             tried.append(args.learning_rate)
             if len(tried) == 2:
                 raise KeyboardInterrupt
         begin(self, args, state, *rest, **given)
 
-    monkeypatch.setattr(StepBar, "on_train_begin", counted)
+    monkeypatch.setattr(EpochReport, "on_train_begin", counted)
     settings = {"learning_rate": None, "search_rates": (1e-8, 1e-3, 3e-3), "search_epochs": 2, "epochs": 1}
     with pytest.raises(KeyboardInterrupt):
         fine_tune(encoder, tmp_path, tmp_path / "a", **settings)
@@ -302,19 +300,24 @@ def test_search_tries_each_rate_once_and_goes_on_after_an_interruption(encoder, 
     assert len(tried) == 7
 
 
-def test_broken_search_file_is_named(tmp_path):
-    (tmp_path / "study.db").write_bytes(b"no database" * 100)
-    with pytest.raises(EncoderError, match=r"study\.db: the search's record cannot be read .*remove it"):
-        search_learning_rate(None, [1e-3], tmp_path / "study.db")
+def test_broken_search_file_is_named(encoder, tmp_path):
+    settings = {"learning_rate": None, "search_rates": (1e-3,), "search_epochs": 1, "epochs": 1}
+    fine_tune(encoder, tmp_path, tmp_path / "run", **settings)
+    (file,) = tmp_path.glob("search-*/rates.json")
+    file.write_text(file.read_text()[:20])
+    with pytest.raises(EncoderError, match=r"rates\.json: the search's record cannot be read .*remove it"):
+        fine_tune(encoder, tmp_path, tmp_path / "run", **settings)
 
 
-def test_tokens_are_made_once_and_by_what_makes_them(encoder, tmp_path):
+def test_tokens_are_made_once_and_by_what_makes_them(encoder, tmp_path, monkeypatch):
     corpus, said, warned = tiny_corpus(), [], []
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "warn", warned.append)
     tokenizer = pretrained.load_tokenizer(str(encoder), 16)
 
     def make(corpus=corpus, max_length=16):
         said.clear()
-        return pretrained.tokenize(corpus, tokenizer, max_length, tmp_path, said.append, warned.append)
+        return pretrained.tokenize(corpus, tokenizer, max_length, tmp_path)
 
     first = make()
     assert said and first["train"][3] == {
@@ -339,7 +342,7 @@ def test_empty_texts_and_documents_without_labels(encoder, tmp_path):
     corpus = dataclasses.replace(corpus, train=Split(texts, corpus.train.targets), fingerprint="empty")
     assert [] in corpus.train.targets.to_lists()
     runner = BertEncoder(str(encoder), BertSettings(**{**SETTINGS, "epochs": 1}), tmp_path)
-    runner.prepare(corpus, lambda text: None)
+    runner.prepare(corpus)
     assert runner.run(corpus, LossSpec.preset("DB"), 0, tmp_path / "run", lambda epoch: None)["best_epoch"] == 1
 
 
@@ -372,7 +375,7 @@ def test_full_disk_is_said_and_the_run_goes_on(encoder, cache, tmp_path, whole, 
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        patch.setattr(fine_tuning.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+        patch.setattr(training.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(OSError, match="no room for a checkpoint, which takes"):
             fine_tune(encoder, cache, tmp_path / "run")
     result, epochs = fine_tune(encoder, cache, tmp_path / "run")

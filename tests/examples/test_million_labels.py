@@ -1,8 +1,12 @@
 """The memory account of a large classifier, at small sizes."""
 
-import million_labels
 import pytest
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+
+pytest.importorskip("psutil")
+pytest.importorskip("tabulate")
+
+import million_labels
 
 pytestmark = pytest.mark.slow
 

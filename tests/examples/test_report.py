@@ -21,6 +21,7 @@ from encoders import scoring  # noqa: E402
 from encoders.scoring import confused_pairs  # noqa: E402
 from files import atomic_file  # noqa: E402
 from places import SHARED  # noqa: E402
+from progress import progress  # noqa: E402
 from records import METHODS  # noqa: E402
 from report.agreement import CLAIMS, judge, order_table  # noqa: E402
 from report.corpus_figures import corpus_sizes, read_corpus_figures, write_corpus_figures  # noqa: E402
@@ -193,12 +194,18 @@ def all_records():
     return [make_record(method, seed, seed - 1.0) for method in METHODS for seed in range(3 if method != "SVM" else 1)]
 
 
+@pytest.fixture
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(progress, "warn", said.append)
+    return said
+
+
 def groups_of(records, tmp_path):
     write_records(tmp_path, records)
-    warnings = []
-    groups = group_runs(read_runs([tmp_path], warnings.append))
-    assert warnings == []
-    return groups
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "warn", lambda text: pytest.fail(text))
+        return group_runs(read_runs([tmp_path]))
 
 
 def unpadded(markdown):
@@ -348,31 +355,35 @@ def broken(**changes):
     [
         ("", "it is no JSON"),
         (broken()[:400], "it is no JSON"),
-        ("[]", "record: expected a mapping, got list"),
-        ("{}", "settings: expected a mapping, got NoneType"),
-        (broken(settings={"method": "DB"}), "settings.seed: expected int, got None"),
-        (broken(result=None), "result: expected a mapping, got NoneType"),
-        (broken(result={"test": {}}), "result.test: total, head, medium, tail missing"),
-        (broken(result=make_record(shift=20.0)["result"]), r"result.test.total.micro: .* \[0, 1\], got 1.1"),
-        (broken(result=make_record()["result"] | {"confused": [1]}), "result.confused: expected a list"),
-        (broken(result=make_record()["result"] | {"test_by_instance": 3}), "result.test_by_instance: expected a map"),
+        ("[]", "expected a mapping, got list"),
+        ("{}", "settings: Input should be a valid dictionary .*, got None"),
+        (broken(settings={"method": "DB"}), "settings.seed: Field required, got {'method': 'DB'}"),
+        (broken(result=None), "result: Input should be a valid dictionary .*, got None"),
+        (broken(result={"validation": {}}), "result.validation.total: Field required"),
+        (broken(result=make_record(shift=20.0)["result"]), r"total.micro: .* less than or equal to 1, got 1.1"),
+        (
+            broken(result=make_record()["result"] | {"confused": [1]}),
+            "result.confused.0: .*dictionary.*, got 1",
+        ),
+        (
+            broken(result=make_record()["result"] | {"test_by_instance": 3}),
+            "test_by_instance: .*dictionary, got 3",
+        ),
     ],
 )
-def test_a_broken_record_is_named_and_the_others_are_kept(tmp_path, content, message):
+def test_a_broken_record_is_named_and_the_others_are_kept(tmp_path, warnings, content, message):
     write_records(tmp_path, [make_record("BCE")])
     (tmp_path / "records" / "broken.json").write_text(content)
-    warnings = []
-    runs = read_runs([tmp_path], warnings.append)
+    runs = read_runs([tmp_path])
     assert [run.method for run in runs] == ["BCE"]
     assert len(warnings) == 1
     assert re.search(rf"broken.json: left out, .*{message}", warnings[0])
 
 
-def test_the_same_run_twice_counts_once(tmp_path):
+def test_the_same_run_twice_counts_once(tmp_path, warnings):
     write_records(tmp_path / "a", [make_record("BCE") | {"status": "running"}, make_record("DB")])
     write_records(tmp_path / "b", [make_record("BCE"), make_record("DB", shift=1.0)])
-    warnings = []
-    runs = read_runs([tmp_path, tmp_path / "a"], warnings.append)
+    runs = read_runs([tmp_path, tmp_path / "a"])
     assert sorted((run.method, run.result is not None) for run in runs) == [("BCE", True), ("DB", True)]
     assert len(warnings) == 1 and "has the same settings" in warnings[0]
 

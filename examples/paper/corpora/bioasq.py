@@ -3,13 +3,14 @@
 import codecs
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from corpora.corpus import Corpus, CorpusError, Partition, make_corpus
-from corpora.document_cache import Document, Documents, Remarks, cached_documents, clean_labels, open_binary
+from corpora.document_cache import Document, Remarks, cached_documents, clean_labels, open_binary
+
+Years = tuple[int, int] | None
 
 # Huang et al., EMNLP 2021, section 4.1 and Table 3.
 YEARS = (2020, 2021)
@@ -27,37 +28,20 @@ NO_YEAR = "articles without a year, left out"
 OTHER_YEAR = "articles of other years, left out"
 
 
-@dataclass(frozen=True)
-class BioasqOptions:
-    """years: first and last, both inclusive, or None for all. encoding: of the file; the official ones vary."""
-
-    years: tuple[int, int] | None = YEARS
-    encoding: str = "utf-8"
-
-
 def load_bioasq(
-    path: Path,
-    options: BioasqOptions,
-    partition: Partition,
-    cache: Path,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
-    *,
-    notice: str | None = None,
+    path: Path, years: Years, encoding: str, partition: Partition, cache: Path, *, notice: str | None = None
 ) -> Corpus:
     """Parsed at the first call, then from the cache.
+
+    Args:
+        years: first and last, both inclusive, or None for all.
+        encoding: of the file; the official ones vary.
 
     Raises:
         CorpusError: for a file that is broken, truncated or no BioASQ file, and for a partition that it cannot fill.
     """
-    made_by = {"format": "bioasq", **asdict(options)}
-    documents = cached_documents(
-        cache, [path], made_by, lambda remarks: read_articles(path, options, remarks), say, warn
-    )
-    return make_pubmed(documents, partition, notice=notice)
-
-
-def make_pubmed(documents: Documents, partition: Partition, *, notice: str | None = None) -> Corpus:
+    made_by = {"format": "bioasq", "years": years, "encoding": encoding}
+    documents = cached_documents(cache, [path], made_by, lambda remarks: read_articles(path, years, encoding, remarks))
     return make_corpus(
         "PubMed",
         documents,
@@ -70,20 +54,20 @@ def make_pubmed(documents: Documents, partition: Partition, *, notice: str | Non
     )
 
 
-def read_articles(path: Path, options: BioasqOptions, remarks: Remarks) -> Iterator[Document]:
+def read_articles(path: Path, years: Years, encoding: str, remarks: Remarks) -> Iterator[Document]:
     """The articles in the file's order; ``remarks`` counts those left out."""
     import ijson
 
     number, pmid = 0, "none"
     try:
         with open_binary(path) as binary:
-            utf8 = codecs.lookup(options.encoding).name == "utf-8"
-            file = _Shallow(binary if utf8 else codecs.EncodedFile(binary, "utf-8", options.encoding))
+            utf8 = codecs.lookup(encoding).name == "utf-8"
+            file = _Shallow(binary if utf8 else codecs.EncodedFile(binary, "utf-8", encoding))
             for number, article in enumerate(ijson.items(file, "articles.item"), 1):
                 if not isinstance(article, dict):
                     raise CorpusError(f"{path}: article {number:,}: expected an object, got {type(article).__name__}")
                 pmid = str(article.get("pmid"))
-                document = _document(article, options, remarks, f"{path}: article {number:,} (pmid {pmid})")
+                document = _document(article, years, remarks, f"{path}: article {number:,} (pmid {pmid})")
                 if document:
                     yield document
     except (ijson.JSONError, EOFError, zlib.error, OSError, ValueError) as error:
@@ -108,21 +92,17 @@ class _Shallow:
         structure, quote, string = STRING.sub(b"", self.open_string + block).partition(b'"')
         escapes = len(string) - len(string.rstrip(b"\\"))
         self.open_string = quote + b"\\" * (escapes % 2)
-        opened, closed = (sum(map(structure.count, brackets)) for brackets in ((b"[", b"{"), (b"]", b"}")))
-        if self.depth + opened > DEEPEST:
-            for bracket in re.findall(rb"[\[\]{}]", structure):
-                self.depth += 1 if bracket in b"[{" else -1
-                if self.depth > DEEPEST:
-                    raise ValueError(f"nested in more than {DEEPEST} brackets")
-        else:
-            self.depth += opened - closed
+        for bracket in re.findall(rb"[\[\]{}]", structure):
+            self.depth += 1 if bracket in b"[{" else -1
+            if self.depth > DEEPEST:
+                raise ValueError(f"nested in more than {DEEPEST} brackets")
         return block
 
 
-def _document(article: dict[str, Any], options: BioasqOptions, remarks: Remarks, where: str) -> Document | None:
-    if options.years is not None:
+def _document(article: dict[str, Any], years: Years, remarks: Remarks, where: str) -> Document | None:
+    if years is not None:
         year = _year(article.get("year"), where)
-        if year is None or not options.years[0] <= year <= options.years[1]:
+        if year is None or not years[0] <= year <= years[1]:
             remarks[NO_YEAR if year is None else OTHER_YEAR] += 1
             return None
     title, abstract = (_text(article, key, where) for key in ("title", "abstractText"))

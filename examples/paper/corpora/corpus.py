@@ -1,13 +1,14 @@
 """A multi-label text corpus in three parts, and how documents are parted into them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from files import digest
+from files import Json, cached, digest
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from settings import integer, setting, size
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 PaperCorpus = Literal["reuters", "pubmed"]
 InstanceGroups = Mapping[str, tuple[int, int | None]]
 Rows = NDArray[np.int64]
+# To be raised with every change in what is kept of a corpus's parts.
+VERSION = 2
 
 
 class CorpusError(Exception):
@@ -89,6 +92,44 @@ class Corpus:
         parts = ", ".join(f"{len(split):,} {part}" for part, split in self.splits.items())
         each = f"{labels / documents:.2f} labels a document"
         return f"{self.name}: {documents:,} documents ({parts}), {self.num_labels:,} labels, {each}"
+
+
+Write = Callable[[Path, Split], None]
+
+
+def cached_parts(
+    corpus: Corpus,
+    cache: Path,
+    kind: str,
+    made_of: Json,
+    writer: Callable[[], Write],
+    read: Callable[[Path], Any],
+    *,
+    resumable: bool = False,
+) -> dict[str, Any]:
+    """What was made of each part of a corpus: found in the folder ``cache``, or made.
+
+    Args:
+        made_of: all that it depends on besides the corpus.
+        writer: called where something is missing; gives what writes a part's file.
+        read: gives the content of such a file, of which the first dimension is the part's documents.
+        resumable: whether writing goes on with the files that an interrupted one has left.
+    """
+    parts = {part: len(split) for part, split in corpus.splits.items()}
+    made_of = {"version": VERSION, "corpus": corpus.fingerprint, "parts": parts, **made_of}
+
+    def build(folder: Path) -> None:
+        write = writer()
+        for part, split in corpus.splits.items():
+            write(folder / part, split)
+
+    def load(folder: Path) -> dict[str, Any]:
+        found = {part: read(folder / part) for part in parts}
+        if (lengths := {part: content.shape[0] for part, content in found.items()}) != parts:
+            raise ValueError(f"{lengths} of {parts} documents")
+        return found
+
+    return cached(cache / f"{kind}-{digest(made_of)}", made_of, build, load, resumable=resumable)
 
 
 @dataclass(frozen=True)

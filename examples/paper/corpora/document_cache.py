@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from files import Json, Say, cached, digest
+from files import Json, cached, digest
 from numpy.typing import NDArray
+from progress import progress
 
 from corpora.corpus import CorpusError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # To be raised with every change in what is parsed or how it is stored.
-VERSION = 1
+VERSION = 2
 BATCH = 1000
 SURROGATES = "documents with half a surrogate pair, which is replaced by a question mark"
 
@@ -43,28 +43,23 @@ class Documents:
     Attributes:
         dataset: column ``text``, memory-mapped.
         crow, col: label ids in compressed rows; not yet sorted within a row.
-        label_names: by label id, in order of appearance.
         splits: name of the given part of each document, or empty.
+        label_names: by label id, in order of appearance.
         fingerprint: hash of texts, labels and given parts.
         remarks: what reading left out or changed, with how often.
     """
 
     dataset: "Dataset"
-    crow: NDArray[np.int64]
-    col: NDArray[np.int64]
-    label_names: list[str]
+    crow: NDArray[np.int32]
+    col: NDArray[np.int32]
     splits: NDArray[np.str_]
+    label_names: list[str]
     fingerprint: str
     remarks: dict[str, int]
 
 
 def cached_documents(
-    cache: Path,
-    sources: Sequence[Path],
-    options: Json,
-    read: Callable[[Remarks], Iterator[Document]],
-    say: Say,
-    warn: Say,
+    cache: Path, sources: Sequence[Path], options: Json, read: Callable[[Remarks], Iterator[Document]]
 ) -> Documents:
     """The documents of ``sources``, from the cache where it was made of the same files with the same options.
 
@@ -72,8 +67,6 @@ def cached_documents(
         cache: folder of all caches.
         options: all else that ``read`` depends on.
         read: yields the documents, and counts in its argument what it leaves out.
-        say: told how far the reading is, in a line that the next replaces.
-        warn: told why a cache is rebuilt.
 
     Raises:
         CorpusError: for files that cannot be read, or without a document.
@@ -82,9 +75,8 @@ def cached_documents(
     return cached(
         cache / f"documents-{digest([options, [str(path.resolve()) for path in sources]])}",
         {"version": VERSION, "options": options, "files": [_stamp(path) for path in sources]},
-        lambda folder: _write(folder, sources, read, say),
+        lambda folder: _write(folder, sources, read),
         _load,
-        warn,
     )
 
 
@@ -115,40 +107,30 @@ def _stamp(path: Path) -> Json:
     return {"path": str(path.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iterator[Document]], say: Say) -> None:
-    from datasets import Features, Value
+def _write(folder: Path, sources: Sequence[Path], read: Callable[[Remarks], Iterator[Document]]) -> None:
+    from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
     remarks: Remarks = Counter()
     label_ids: dict[str, int] = {}
-    splits: dict[str, int] = {}
     hashed = hashlib.sha256()
-    count, col, split_of = array("q", [0]), array("i"), array("b")
-    features = Features({"text": Value("string")})
-    with ArrowWriter(features=features, path=str(folder / "texts.arrow"), writer_batch_size=BATCH) as writer:
+    number = 0
+    features = Features({"text": Value("string"), "labels": List(Value("int32")), "split": Value("string")})
+    with ArrowWriter(features=features, path=str(folder / "documents.arrow"), writer_batch_size=BATCH) as writer:
         for number, document in enumerate(read(remarks), 1):
             # Half a surrogate pair is legal in JSON and has no place in Arrow.
             text = document.text.encode("utf-8", "replace").decode("utf-8")
             remarks[SURROGATES] += text != document.text
             labels = list(dict.fromkeys(document.labels))
             hashed.update(json.dumps([text, labels, document.split]).encode())
-            writer.write({"text": text})
-            col.extend(label_ids.setdefault(label, len(label_ids)) for label in labels)
-            split_of.append(splits.setdefault(document.split, len(splits)))
-            count.append(len(labels))
+            ids = [label_ids.setdefault(label, len(label_ids)) for label in labels]
+            writer.write({"text": text, "labels": ids, "split": document.split})
             if number % (5 * BATCH) == 0:
-                say(f"{number:,} documents read")
-        if len(count) == 1:
+                progress.say(f"{number:,} documents read")
+        if not number:
             left_out = "; ".join(f"{n:,} {what}" for what, n in remarks.items()) or "the file has none"
             raise CorpusError(f"{', '.join(map(str, sources))}: no document is left ({left_out})")
         writer.finalize()
-    np.savez(
-        folder / "labels.npz",
-        crow=np.cumsum(count),
-        col=np.asarray(col),
-        split=np.asarray(split_of),
-        split_names=np.array(list(splits)),
-    )
     meta = {"label_names": list(label_ids), "fingerprint": hashed.hexdigest()[:16], "remarks": +remarks}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
@@ -157,10 +139,6 @@ def _load(folder: Path) -> Documents:
     from datasets import Dataset
 
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    dataset = Dataset.from_file(str(folder / "texts.arrow"))
-    with np.load(folder / "labels.npz") as labels:
-        splits = labels["split_names"][labels["split"]]
-        if len(dataset) != len(splits):
-            raise ValueError(f"{len(dataset):,} texts, {len(splits):,} documents")
-        crow, col = (labels[name].astype(np.int64) for name in ("crow", "col"))
-    return Documents(dataset, crow, col, splits=splits, **meta)
+    dataset = Dataset.from_file(str(folder / "documents.arrow"))
+    labels = dataset.data.column("labels").combine_chunks()
+    return Documents(dataset, labels.offsets.to_numpy(), labels.values.to_numpy(), np.array(dataset["split"]), **meta)

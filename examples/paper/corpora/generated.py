@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from files import Say, atomic_file
+from files import atomic_file
 from numpy.typing import NDArray
+from progress import progress
 
 from corpora.corpus import Corpus
 from corpora.reuters import NUM_LABELS, NUM_TEST, NUM_TRAIN, NUM_VALIDATION, Documents, make_reuters
@@ -83,14 +84,14 @@ def _documents(topics: _Topics, size: int) -> Documents:
     return [" ".join(row) for row in texts], ids
 
 
-def write_bioasq(path: Path, num_articles: int, num_labels: int, say: Say, seed: int = 0) -> None:
+def write_bioasq(path: Path, num_articles: int, num_labels: int, seed: int = 0) -> None:
     """Same arguments, same articles; gzipped where ``path`` ends in ``.gz``. Memory does not grow with the articles."""
     with atomic_file(path) as temporary, _open(temporary) as file:
         file.write('{"articles":[\n')
         for number, article in enumerate(generate_articles(num_articles, num_labels, seed)):
             file.write((",\n" if number else "") + json.dumps(article))
             if (number + 1) % (5 * BLOCK) == 0:
-                say(f"{number + 1:,} of {num_articles:,} articles generated")
+                progress.say(f"{number + 1:,} of {num_articles:,} articles generated")
         file.write("\n]}\n")
 
 

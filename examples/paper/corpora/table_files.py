@@ -7,10 +7,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-from files import Say
+from settings import setting, some_text
 
 from corpora.corpus import Corpus, CorpusError, Partition, make_corpus
 from corpora.document_cache import Document, Remarks, cached_documents, clean_labels, open_binary
@@ -23,38 +24,29 @@ QUOTING: dict[str, Any] = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
 FIELD_LIMIT = 1 << 30
 
 NO_TEXT = "documents without text, left out"
-TOO_DEEP = "got JSON that is nested too deeply"
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Names of the fields, and how a file is read.
+    """Names of the fields, and how a file is read; the options of the command say what each is.
 
-    Attributes:
-        split: field that says ``train``, ``validation`` or ``test``; may be absent.
-        separator: parts the labels of a field that is one string.
-        header: whether the first line of CSV and TSV names the columns; else "1", "2", ... are their names.
-        quoting: of CSV and TSV: with ``none`` a quote at the beginning of a field is text as any other.
+    header: whether the first line of CSV and TSV names the columns; else "1", "2", ... are their names.
     """
 
-    text: str = "text"
-    labels: str = "labels"
-    split: str = "split"
-    separator: str = ";"
+    text: str = setting("text", str, "name of the field or column of the text", flag="text-field")
+    labels: str = setting("labels", str, "name of the field or column of the labels", flag="label-field")
+    split: str = setting("split", str, "may say train, validation or test", flag="split-field")
+    separator: str = setting(";", some_text, "between labels that are one string", flag="label-separator")
     header: bool = True
-    quoting: Literal["minimal", "none"] = "minimal"
+    quoting: str = setting(
+        "minimal", str, "of CSV and TSV: none takes a quote at the beginning of a field as text", choices=list(QUOTING)
+    )
 
 
 def load_table_files(
-    files: dict[str, Path],
-    options: TableOptions,
-    partition: Partition,
-    cache: Path,
-    say: Say,
-    warn: Say,
-    *,
-    head: int,
-    tail: int,
+    files: dict[str, Path], options: TableOptions, partition: Partition, cache: Path, *, head: int, tail: int
 ) -> Corpus:
     """Parsed at the first call, then from the cache.
 
@@ -70,7 +62,7 @@ def load_table_files(
         for part, path in files.items():
             yield from _read(part, path, options, remarks)
 
-    documents = cached_documents(cache, list(files.values()), made_by, read, say, warn)
+    documents = cached_documents(cache, list(files.values()), made_by, read)
     # The name of a file need not be text; what is printed must be.
     name = "+".join(_kind_of(path).stem for path in files.values()).encode("utf-8", "replace").decode("utf-8")
     return make_corpus(name, documents, partition, head=head, tail=tail)
@@ -80,8 +72,9 @@ def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Ite
     where = str(path)
     try:
         with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
-            for where, row in _rows(path, file, options):
-                document = _document(row, part, options, where)
+            for number, row in _rows(path, file, options):
+                where = f"{path}, line {number:,}"
+                document = _document(row if isinstance(row, dict) else _json_row(row, where), part, options, where)
                 if document.text:
                     yield document
                 else:
@@ -89,7 +82,9 @@ def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Ite
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
     except RecursionError as error:
-        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
+        raise CorpusError(
+            f"{where}: expected strings and lists of strings, got JSON that is nested too deeply"
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         # The errors of a broken gzip file have no strerror.
         raise CorpusError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -100,8 +95,8 @@ def _kind_of(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
-def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row stands, and the row."""
+def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[int, Row | str]]:
+    """The line on which each row ends, and the row; of JSON Lines as it stands."""
     suffix = _kind_of(path).suffix.lower()
     if suffix in DELIMITERS:
         yield from _table_rows(path, file, DELIMITERS[suffix], options)
@@ -111,16 +106,12 @@ def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[st
     elif not options.header:
         raise CorpusError(f"{path}: --no-header: expected a CSV or TSV file, JSON Lines have names in every line")
     else:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"{path}, line {number:,}", _json_row(line, f"{path}, line {number:,}")
+        yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
-def _json_row(line: str, where: str) -> dict[str, Any]:
+def _json_row(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
-    except RecursionError as error:
-        raise CorpusError(f"{where}: expected strings and lists of strings, {TOO_DEEP}") from error
     except ValueError as error:
         raise CorpusError(f"{where}: expected a JSON object a line, got {line.strip()[:60]!r}: {error}") from error
     if not isinstance(row, dict):
@@ -128,30 +119,22 @@ def _json_row(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _table_rows(
-    path: Path, file: IO[str], delimiter: str, options: TableOptions
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(path: Path, file: IO[str], delimiter: str, options: TableOptions) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=QUOTING[options.quoting])
-    names: list[str] | None = None
     try:
-        for row in reader:
-            if names is None:
-                names = row if options.header else [str(number) for number in range(1, len(row) + 1)]
-                _check_columns(path, names, options)
-                if options.header:
-                    continue
+        first = next(reader, [])
+        names = first if options.header else [str(number) for number in range(1, len(first) + 1)]
+        _check_columns(path, names, options)
+        for row in reader if options.header else chain([first], reader):
+            if row and len(row) != len(names):
+                raise CorpusError(f"{path}, line {reader.line_num:,}: expected {len(names)} fields, got {len(row)}")
             # An empty line is no row.
             if row:
-                where = f"{path}, line {reader.line_num:,}"
-                if len(row) != len(names):
-                    raise CorpusError(f"{where}: expected {len(names)} fields, got {len(row)}")
-                yield where, dict(zip(names, row, strict=True))
+                yield reader.line_num, dict(zip(names, row, strict=True))
     except csv.Error as error:
         hint = "; --quoting none takes quotes as text" if options.quoting == "minimal" else ""
         raise CorpusError(f"{path}, line {reader.line_num:,}: {error}{hint}") from error
-    if names is None:
-        _check_columns(path, [], options)
 
 
 def _check_columns(path: Path, names: list[str], options: TableOptions) -> None:
@@ -164,7 +147,7 @@ def _check_columns(path: Path, names: list[str], options: TableOptions) -> None:
         )
 
 
-def _document(row: dict[str, Any], part: str, options: TableOptions, where: str) -> Document:
+def _document(row: Row, part: str, options: TableOptions, where: str) -> Document:
     for field in (options.text, options.labels):
         if field not in row:
             raise CorpusError(f"{where}: expected a field {field!r}, got {', '.join(row) or 'none'}")

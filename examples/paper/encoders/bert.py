@@ -1,33 +1,48 @@
 """BERT, or another encoder of the hub, fine-tuned as a whole with transformers' Trainer."""
 
 import gc
+import json
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from corpora.corpus import Corpus
-from files import Json, Say, digest
-from machine import from_main, is_main, peak_memory, wait_for_all
+from files import Json, atomic_file, digest
+from machine import is_main, number_of_processes, peak_memory
+from progress import progress
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from safetensors.torch import load_model
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from encoders.bert_options import BertSettings
-from encoders.checkpoints import newest_checkpoint, read_state
-from encoders.encoder import Report
-from encoders.epoch_report import EpochReport, StepBar, epochs_of, is_over
-from encoders.fine_tuning import FineTuning, device_precision, explained_failures, load_weights, logits_of, model_of
-from encoders.frozen import model_name
-from encoders.pretrained import load_tokenizer, quiet, tokenize
-from encoders.rate_search import NAME, search_learning_rate
+from encoders.bert_options import BertSettings, Precision
+from encoders.encoder import EncoderError, Report
+from encoders.features import model_name
+from encoders.pretrained import load_classifier, load_tokenizer, tokenize
 from encoders.scoring import score_test, score_validation
-from fused_balanced_loss import LossSpec
+from encoders.training import EpochReport, epochs_of, is_over, logits_of, progress_of, train, without_nan
+from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
+from fused_balanced_loss.integrations.fused_head import fuse_classifier
+from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func, compute_metrics
+from fused_balanced_loss.metrics import ThresholdedF1
 
 # The search is one for all seeds of a loss.
 SEARCH_SEED = 0
+# Which documents a part of the training documents has is the same in all runs.
+PART_SEED = 0
+
+
+def device_precision() -> Precision:
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 @dataclass
@@ -43,7 +58,6 @@ class BertEncoder:
     model: str
     asked: BertSettings
     cache: Path
-    say: Say = field(default=lambda text: None, repr=False)
 
     distributed = True
 
@@ -64,101 +78,210 @@ class BertEncoder:
     def _settings(self) -> BertSettings:
         return replace(self.asked, precision=device_precision()) if self.asked.precision == "auto" else self.asked
 
-    def prepare(self, corpus: Corpus, say: Say) -> None:
-        settings = self._settings
-        self.say = say
-        tokenizer = load_tokenizer(self.model, settings.max_length)
-        tokens = tokenize(corpus, tokenizer, settings.max_length, self.cache, say, _warn)
-        self.tuning = FineTuning(corpus, tokens, tokenizer, self.model, settings)
+    def prepare(self, corpus: Corpus) -> None:
+        self.corpus, length = corpus, self._settings.max_length
+        self.tokenizer = load_tokenizer(self.model, length)
+        self.tokens = tokenize(corpus, self.tokenizer, length, self.cache)
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        settings, folder, tokens = self._settings, folder.resolve(), self.tuning.tokens
+        settings, folder = self._settings, folder.resolve()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        search = self._search(corpus, spec) if settings.learning_rate is None else []
-        rate = search[0][NAME] if settings.learning_rate is None else settings.learning_rate
-        trainer = self.tuning.trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
-        newest, epochs, best = _progress(folder)
+        search = self._search(spec) if settings.learning_rate is None else []
+        rate = search[0]["learning_rate"] if settings.learning_rate is None else settings.learning_rate
+        trainer = self._trainer(spec, seed, rate, settings.epochs, folder, self._callbacks(folder.name, report))
+        newest, epochs, best = progress_of(folder)
         for epoch in epochs if is_main() else ():
             report(epoch)
         if not is_over(epochs, settings.epochs, settings.patience):
-            with quiet(), explained_failures(trainer):
-                trainer.train(resume_from_checkpoint=newest)
-            _, epochs, best = _progress(folder)
+            train(trainer, newest)
+            _, epochs, best = progress_of(folder)
         start = time.perf_counter()
-        load_weights(trainer, best)
-        self._keep(trainer, folder.name)
-        validation = score_validation(corpus, logits_of(trainer, tokens["validation"]))
+        model: Any = trainer.model
+        load_model(model, best / SAFE_WEIGHTS_NAME)
+        self._keep(model, folder.name)
+        validation = score_validation(corpus, logits_of(trainer, self.tokens["validation"]))
         scores = [epoch["micro_f1"] for epoch in epochs]
         result = {
             "best_epoch": 1 + scores.index(max(scores)),
             "threshold": validation.threshold,
             "validation": validation.scores,
-            **score_test(corpus, logits_of(trainer, tokens["test"]), validation.threshold),
+            **score_test(corpus, logits_of(trainer, self.tokens["test"]), validation.threshold),
             "learning_rate": rate,
             "search": search,
             "seconds": epochs[-1]["seconds"] + time.perf_counter() - start,
             "peak_memory_bytes": peak_memory(device),
         }
         # The next run's trainer would have its weights beside these, which hang together in a circle.
-        del trainer
+        del trainer, model
         gc.collect()
         # No process may still read a checkpoint when the main one has the run's folder removed.
-        wait_for_all()
+        PartialState().wait_for_everyone()
         return result
 
-    def _search(self, corpus: Corpus, spec: LossSpec) -> list[Json]:
-        """The search's results, best first: found, or made."""
-        settings, rates = self._settings, self._settings.search_rates
+    def _trainer(
+        self,
+        spec: LossSpec,
+        seed: int,
+        rate: float,
+        epochs: int,
+        folder: Path,
+        callbacks: Sequence[TrainerCallback],
+        *,
+        checkpoints: bool = True,
+    ) -> Trainer:
+        """A Trainer that evaluates after every epoch, and keeps the newest two checkpoints and the best.
+
+        Raises:
+            EncoderError: for settings that the devices cannot have.
+        """
+        settings, on_gpu = self._settings, torch.cuda.is_available()
+        warms_up = settings.schedule == "constant" and settings.warmup
+        batch = self._device_batch()
+        try:
+            arguments = TrainingArguments(
+                output_dir=str(folder),
+                seed=seed,
+                data_seed=seed,
+                num_train_epochs=epochs,
+                learning_rate=rate,
+                per_device_train_batch_size=batch,
+                per_device_eval_batch_size=batch,
+                gradient_accumulation_steps=settings.accumulation,
+                weight_decay=settings.weight_decay,
+                lr_scheduler_type="constant_with_warmup" if warms_up else settings.schedule,
+                warmup_steps=settings.warmup,
+                bf16=settings.precision == "bf16",
+                fp16=settings.precision == "fp16",
+                eval_strategy="epoch",
+                save_strategy="epoch" if checkpoints else "no",
+                logging_strategy="epoch",
+                metric_for_best_model="micro_f1",
+                greater_is_better=True,
+                # The newest may be half-written when a process is killed; the best is kept besides.
+                save_total_limit=2,
+                batch_eval_metrics=True,
+                # A loss that is no number shows, and no step waits for the device to look.
+                logging_nan_inf_filter=False,
+                use_cpu=not on_gpu,
+                dataloader_pin_memory=on_gpu,
+                ddp_find_unused_parameters=False,
+                report_to="none",
+            )
+        except ValueError as error:
+            raise EncoderError(f"--bert-precision {settings.precision}: {error}") from error
+        documents, statistics = self.training_part
+        losses = {"loss": compute_loss_func(BalancedLoss(spec, statistics))}
+
+        def new_model() -> PreTrainedModel:
+            # Trainer makes one anew for every training.
+            names = self.corpus.label_names
+            model = load_classifier(self.model, names, settings.max_length, settings.initial_bias)
+            if settings.fused_classifier:
+                losses["loss"] = fuse_classifier(model, spec, statistics).compute_loss
+            return model
+
+        trainer = Trainer(
+            model_init=new_model,
+            args=arguments,
+            train_dataset=documents,
+            eval_dataset=self.tokens["validation"],
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorForMultiLabel(self.tokenizer, self.corpus.num_labels),
+            compute_loss_func=lambda *outputs, **more: losses["loss"](*outputs, **more),
+            compute_metrics=compute_metrics(ThresholdedF1(self.corpus.num_labels)),
+            preprocess_logits_for_metrics=lambda logits, _: without_nan(logits),
+            callbacks=list(callbacks),
+        )
+        for printing in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(printing)
+        return trainer
+
+    @cached_property
+    def training_part(self) -> tuple[Any, LabelStatistics]:
+        """Training documents and their label counts."""
+        number, train_part = self._settings.train_documents, self.corpus.train
+        if number is None or number >= len(train_part):
+            return self.tokens["train"], self.corpus.statistics
+        rows = torch.randperm(len(train_part), generator=torch.Generator().manual_seed(PART_SEED))[:number]
+        statistics = LabelStatistics.from_targets(train_part.targets[rows], degenerate="ignore")
+        return self.tokens["train"].select(rows.tolist()), statistics
+
+    def _device_batch(self) -> int:
+        processes, parts = number_of_processes(), self._settings.accumulation
+        devices = processes if processes > 1 else max(1, torch.cuda.device_count())
+        batch, rest = divmod(self._settings.batch_size, devices * parts)
+        if rest or not batch:
+            raise EncoderError(
+                f"--bert-batch-size: expected a multiple of {devices * parts}, the {devices} device(s) times "
+                f"--bert-accumulation {parts}, got {self._settings.batch_size}"
+            )
+        return batch
+
+    def _search(self, spec: LossSpec) -> list[Json]:
+        """``learning_rate``, best ``micro_f1`` and ``seconds`` of each rate, the best first, of equals the lower rate.
+
+        A file takes each result as it comes, so that an interrupted search goes on with the rates that are left.
+        """
+        settings = self._settings
         training = {**settings.as_json(), "epochs": None, "patience": None}
-        made_of = {"corpus": corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
+        made_of = {"corpus": self.corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
+        found = _read_search(folder / "rates.json")
+        rates = settings.search_rates
+        for rate in rates:
+            if str(rate) in found:
+                continue
+            start = time.perf_counter()
 
-        def say(epoch: Json) -> None:
-            rate = f"learning rate {trainer.args.learning_rate:g} of {len(rates)} to try"
-            so_far = f"{epoch['number']}/{settings.search_epochs}  validation micro-F1 {100 * epoch['micro_f1']:.2f}"
-            self.say(f"{rate}, epoch {so_far}")
+            def say(epoch: Json, rate: float = rate) -> None:
+                progress.epoch(
+                    epoch, settings.search_epochs, f"learning rate {rate:g} of {len(settings.search_rates)}, "
+                )
 
-        # A trial is done again from its beginning: it has no checkpoint.
-        callbacks = [EpochReport(0, sys.maxsize, say, None), StepBar("search")]
-        how = SEARCH_SEED, rates[0], settings.search_epochs, folder, callbacks
-        trainer = self.tuning.trainer(spec, *how, checkpoints=False)
-        return search_learning_rate(trainer, rates, folder / "study.db")
+            callbacks = [EpochReport(0, sys.maxsize, say, None)]
+            how = SEARCH_SEED, rate, settings.search_epochs, folder, callbacks
+            # A rate is tried from its beginning: it has no checkpoint.
+            trainer = self._trainer(spec, *how, checkpoints=False)
+            train(trainer)
+            best = max(epoch["micro_f1"] for epoch in epochs_of(trainer.state.log_history))
+            found[str(rate)] = {"learning_rate": rate, "micro_f1": best, "seconds": time.perf_counter() - start}
+            if is_main():
+                with atomic_file(folder / "rates.json") as path:
+                    path.write_text(json.dumps(found), encoding="utf-8")
+            del trainer
+            gc.collect()
+        return sorted(found.values(), key=lambda trial: (-trial["micro_f1"], trial["learning_rate"]))
 
     def _callbacks(self, name: str, report: Report) -> list[TrainerCallback]:
         settings, logs = self._settings, self.asked.logs
         if logs is not None:
             logs.mkdir(parents=True, exist_ok=True)
         log = None if logs is None else logs / f"{name}.jsonl"
-        callbacks = [EpochReport(settings.patience, settings.checkpoint_steps, report, log), StepBar(name)]
+        callbacks: list[TrainerCallback] = [EpochReport(settings.patience, settings.checkpoint_steps, report, log)]
         if logs is not None and is_main():
             from torch.utils.tensorboard import SummaryWriter
 
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs / name))))
         return callbacks
 
-    def _keep(self, trainer: Trainer, name: str) -> None:
-        if self.asked.keep is None or not is_main():
-            return
-        folder = self.asked.keep / name
-        try:
-            model_of(trainer).save_pretrained(folder)
-            self.tuning.tokenizer.save_pretrained(folder)
-        except (OSError, SafetensorError) as error:
-            _warn(f"the model could not be kept in {folder}: {error}")
+    def _keep(self, model: Any, name: str) -> None:
+        if self.asked.keep is not None and is_main():
+            try:
+                model.save_pretrained(self.asked.keep / name)
+                self.tokenizer.save_pretrained(self.asked.keep / name)
+            except (OSError, SafetensorError) as error:
+                progress.warn(f"the model could not be kept in {self.asked.keep / name}: {error}")
 
 
-def _progress(folder: Path) -> tuple[str | None, list[Json], Path]:
-    """The newest checkpoint, the epochs that are done, and the best checkpoint, as the main process finds them."""
-    found: tuple[str | None, list[Json], Path] = (None, [], folder)
-    newest = newest_checkpoint(folder) if is_main() else None
-    if newest is not None:
-        state = read_state(newest)
-        found = str(newest), epochs_of(state["log_history"]), Path(state["best_model_checkpoint"] or newest)
-    return from_main(found)
-
-
-def _warn(text: str) -> None:
-    if is_main():
-        print(f"warning: {text}", file=sys.stderr)
+def _read_search(file: Path) -> dict[str, Json]:
+    try:
+        found: dict[str, Json] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"{file}: the search's record cannot be read ({error}); remove it, and the search begins anew"
+        ) from error
+    return found

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from corpora.corpus import Corpus
-from files import Json, Say
+from files import Json
 
 from fused_balanced_loss import LossSpec
 
@@ -35,10 +35,8 @@ class Encoder(Protocol):
     @property
     def settings(self) -> Json: ...
 
-    def prepare(self, corpus: Corpus, say: Say) -> None:
+    def prepare(self, corpus: Corpus) -> None:
         """Computes or finds what all runs share (features, tokens); called once, before the first run.
-
-        say: told how far it is, in a line that the next replaces.
 
         Raises:
             EncoderError: where the encoder cannot be had.

@@ -1,23 +1,16 @@
 """A trained head over features that are computed once: TF-IDF, a frozen pretrained encoder's, or both."""
 
-import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from corpora.corpus import Corpus
-from files import Json, Say
+from files import Json
 
 from encoders.encoder import Report
-from encoders.frozen import frozen_features, model_name
-from encoders.head import HeadSettings, Inputs
-from encoders.head_training import train_head
-from encoders.tfidf import TfidfSettings, tfidf_features
+from encoders.features import TfidfSettings, frozen_features, model_name, tfidf_features
+from encoders.head import HeadSettings, HeadTraining, Inputs
 from fused_balanced_loss import LossSpec
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 @dataclass
@@ -58,14 +51,14 @@ class FeatureEncoder:
         fused = {"fused_classifier": True} if self.fused_classifier else {}
         return {"training": asdict(self.head), **words, **length, **fused}
 
-    def prepare(self, corpus: Corpus, say: Say) -> None:
+    def prepare(self, corpus: Corpus) -> None:
         words, features = {}, {}
         if "tfidf" in self.kind:
-            words = tfidf_features(corpus, self.tfidf, self.cache, say, _warn)
+            words = tfidf_features(corpus, self.tfidf, self.cache)
         if "frozen" in self.kind:
-            features = frozen_features(corpus, self.model, self.max_length, self.cache, say, _warn)
+            features = frozen_features(corpus, self.model, self.max_length, self.cache)
         self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        fused = self.fused_classifier
-        return train_head(corpus, self.inputs, spec, self.head, seed, folder, report, fused_classifier=fused)
+        training = HeadTraining(corpus, self.inputs, spec, self.head, seed, self.fused_classifier)
+        return training.run(folder, report)

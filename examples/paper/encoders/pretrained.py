@@ -1,30 +1,32 @@
 """Tokenizer, tokens and classifier from a name of the Hugging Face hub or a local folder, or a clear reason why not."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
-from corpora.corpus import Corpus, Split
+from corpora.corpus import Corpus, Split, cached_parts
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
-from files import Say, cached, digest
+from files import digest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from progress import progress
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from encoders.encoder import EncoderError
 
 HUB_SECONDS = 10.0
-# To be raised with every change in what is stored of tokens.
-VERSION = 1
 BATCH = 1000
 
 Tokens = dict[str, Dataset]
+
+# No bars and remarks of transformers' own, such as that the classifier is new.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any:
@@ -33,21 +35,20 @@ def load_pretrained(load: Callable[..., Any], model: str, **options: Any) -> Any
     Raises:
         EncoderError: saying whether the model is unknown, broken or out of reach.
     """
-    with quiet():
+    try:
         try:
-            try:
-                return load(model, local_files_only=True, **options)
-            except (OSError, ValueError):
-                if Path(model).is_dir():
-                    raise
-                # Asked once and for a short time: transformers would try for minutes.
-                HfApi().model_info(model, timeout=HUB_SECONDS)
-            return load(model, **options)
-        except MemoryError:
-            raise
-        # Broken files raise whatever the reader of their format raises.
-        except Exception as error:
-            raise EncoderError(f"--model {model}: {_reason(model, error)}") from error
+            return load(model, local_files_only=True, **options)
+        except (OSError, ValueError):
+            if Path(model).is_dir():
+                raise
+            # Asked once and for a short time: transformers would try for minutes.
+            HfApi().model_info(model, timeout=HUB_SECONDS)
+        return load(model, **options)
+    except MemoryError:
+        raise
+    # Broken files raise whatever the reader of their format raises.
+    except Exception as error:
+        raise EncoderError(f"--model {model}: {_reason(model, error)}") from error
 
 
 def _reason(model: str, error: Exception) -> str:
@@ -85,9 +86,7 @@ def load_tokenizer(model: str, max_length: int, option: str = "--bert-max-length
     return tokenizer
 
 
-def tokenize(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path, say: Say, warn: Say
-) -> Tokens:
+def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_length: int, cache: Path) -> Tokens:
     """``input_ids`` and ``labels`` (label ids) by part, memory-mapped; at most ``max_length`` tokens of a text.
 
     Raises:
@@ -97,38 +96,23 @@ def tokenize(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     state = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
-    parts = {part: len(split) for part, split in corpus.splits.items()}
     made_of = {
-        "version": VERSION,
-        "corpus": corpus.fingerprint,
         "tokenizer": digest([type(tokenizer).__name__, tokenizer.truncation_side, state]),
         "tokenizers": tokenizers.__version__,
         "max_length": max_length,
-        "parts": parts,
     }
-
-    def build(folder: Path) -> None:
-        for part, split in corpus.splits.items():
-            _write_tokens(folder / f"{part}.arrow", split, tokenizer, max_length, say)
-
-    def load(folder: Path) -> Tokens:
-        tokens = {part: Dataset.from_file(str(folder / f"{part}.arrow")) for part in parts}
-        if (found := {part: len(rows) for part, rows in tokens.items()}) != parts:
-            raise ValueError(f"{found} tokenised of {parts} documents")
-        return tokens
-
-    return cached(cache / f"tokens-{digest(made_of)}", made_of, build, load, warn)
-
-
-def _write_tokens(path: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, say: Say) -> None:
     features = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))})
-    with ArrowWriter(features=features, path=str(path), writer_batch_size=BATCH) as writer:
-        for start in range(0, len(split), BATCH):
-            here = slice(start, min(start + BATCH, len(split)))
-            tokens = tokenizer(list(split.texts[here]), truncation=True, max_length=max_length)
-            writer.write_batch({"input_ids": tokens["input_ids"], "labels": split.targets[here].to_lists()})
-            say(f"{here.stop:,} of {len(split):,} {path.stem} documents tokenised")
-        writer.finalize()
+
+    def write(path: Path, split: Split) -> None:
+        with ArrowWriter(features=features, path=str(path), writer_batch_size=BATCH) as writer:
+            for start in range(0, len(split), BATCH):
+                here = slice(start, min(start + BATCH, len(split)))
+                tokens = tokenizer(list(split.texts[here]), truncation=True, max_length=max_length)
+                writer.write_batch({"input_ids": tokens["input_ids"], "labels": split.targets[here].to_lists()})
+                progress.say(f"{here.stop:,} of {len(split):,} {path.name} documents tokenised")
+            writer.finalize()
+
+    return cached_parts(corpus, cache, "tokens", made_of, lambda: write, lambda path: Dataset.from_file(str(path)))
 
 
 def load_classifier(
@@ -171,17 +155,3 @@ def load_classifier(
         )
     check_length("--bert-max-length", model, getattr(classifier.config, "max_position_embeddings", None), max_length)
     return classifier
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own bars and remarks, such as that the classifier is new."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from corpora.corpus import Corpus
-from files import Json, ResumableArray, Say
+from files import AppendedRows, Json
 from joblib import Parallel, delayed
 from machine import peak_memory
 from numpy.typing import NDArray
+from progress import progress
 from scipy.sparse import csc_array, csr_matrix, vstack
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from encoders.features import SVM_TFIDF, SparseFeatures
 from encoders.scoring import score_test, score_validation
-from encoders.tfidf import SVM_TFIDF, SparseFeatures
 
 SHIFTS: NDArray[np.float64] = np.arange(-10, 11) / 20
 SETTINGS: Json = {"tfidf": asdict(SVM_TFIDF), "C": 1.0, "shifts": SHIFTS.tolist()}
@@ -30,11 +31,11 @@ ROWS = 512
 Decisions = NDArray[np.float32]
 
 
-def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, say: Say) -> Json:
+def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int) -> Json:
     """LinearSVC with C = 1, with and without balanced class weights; each with the hyperplane where training put it
     and shifted for the best validation micro-F1.
 
-    Memory holds the weights of one label a job: the decisions on validation and test, float32 [documents, C], are files
+    Memory holds the weights of one label a job: the decisions on validation and test, float32 [C, documents], are files
     in ``folder``, from which an interrupted run goes on.
 
     Returns:
@@ -44,7 +45,7 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, s
     headline: Json = {}
     variants: Json = {}
     for name, weight in (("SVM", "balanced"), ("SVM, unweighted", None)):
-        decisions = _decisions(corpus, features, weight, folder, jobs, say)
+        decisions = _decisions(corpus, features, weight, folder, jobs)
         validation, test = decisions[: len(corpus.validation)], decisions[len(corpus.validation) :]
         for shifts in ([0.0], SHIFTS):
             chosen = score_validation(corpus, _batches(validation), shifts, "none")
@@ -63,24 +64,20 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int, s
     }
 
 
-def _decisions(
-    corpus: Corpus, features: SparseFeatures, weight: str | None, folder: Path, jobs: int, say: Say
-) -> Decisions:
+def _decisions(corpus: Corpus, features: SparseFeatures, weight: str | None, folder: Path, jobs: int) -> Decisions:
     """float32 [validation + test, C]; -inf for labels never trained, inf for those that all documents carry."""
     folder.mkdir(parents=True, exist_ok=True)
     train = features["train"].astype(np.float64)
     rest = vstack((features["validation"], features["test"]), format="csr", dtype=np.float64)
     carriers = csc_array(corpus.train.targets.to_scipy())
-    decisions = ResumableArray(folder / f"{weight}.npy", (rest.shape[0], corpus.num_labels))
+    decisions = AppendedRows(folder / f"{weight}.f32", (corpus.num_labels, rest.shape[0]), BLOCK)
     with Parallel(n_jobs=jobs) as parallel:
-        for first in range(decisions.done, corpus.num_labels, BLOCK):
-            block = range(first, min(first + BLOCK, corpus.num_labels))
+        while decisions.done < corpus.num_labels:
+            block = range(decisions.done, min(decisions.done + BLOCK, corpus.num_labels))
             rows = [carriers.indices[carriers.indptr[label] : carriers.indptr[label + 1]] for label in block]
-            columns = parallel(delayed(_fit)(train, rest, one, weight) for one in rows)
-            decisions.values[:, block.start : block.stop] = np.column_stack(columns)
-            decisions.finish(block.stop)
-            say(f"{weight or 'unweighted'}: {block.stop:,} of {corpus.num_labels:,} labels")
-    return decisions.values
+            decisions.append(np.stack(parallel(delayed(_fit)(train, rest, one, weight) for one in rows)))
+            progress.say(f"{weight or 'unweighted'}: {decisions.done:,} of {corpus.num_labels:,} labels")
+    return decisions.values().T
 
 
 def _fit(train: csr_matrix, rest: csr_matrix, rows: NDArray[np.int32], weight: str | None) -> Decisions:
@@ -99,4 +96,4 @@ def _fit(train: csr_matrix, rest: csr_matrix, rows: NDArray[np.int32], weight: s
 
 def _batches(decisions: Decisions) -> Iterator[Tensor]:
     for start in range(0, len(decisions), ROWS):
-        yield torch.from_numpy(decisions[start : start + ROWS].copy())
+        yield torch.from_numpy(np.ascontiguousarray(decisions[start : start + ROWS]))

@@ -83,7 +83,7 @@ def overview_table(groups: Sequence[tuple[Group, str | None]]) -> Table | None:
 def order_table(group: Group, paper: str | None) -> Table | None:
     """The order of the losses in each column of Table 2; None where fewer than three can be compared."""
     published = paper_scores(2, paper)
-    ours = {method: row.by_label for method, row in group.by_method.items() if method in PAPER_LOSSES}
+    ours = {method: row.scores for method, row in group.by_method.items() if method in PAPER_LOSSES}
     methods = [method for method in ours if method in published]
     if len(methods) < 3:
         return None
@@ -107,7 +107,7 @@ def order_table(group: Group, paper: str | None) -> Table | None:
 
 def claims_table(group: Group) -> Table | None:
     """Which claims hold by our means; None where no claim can be judged."""
-    figures = {method: row.by_label for method, row in group.by_method.items()}
+    figures = {method: row.scores for method, row in group.by_method.items()}
     rows = [row for claim in CLAIMS if (row := judge(claim, figures)) is not None]
     if not rows:
         return None

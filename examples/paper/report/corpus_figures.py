@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 Counts = NDArray[np.int64]
 SIZES, COUNTS = "corpus.json", "label_counts.npz"
+MATRIX = ("data", "indices", "indptr")
 VERSION = 1
 
 
@@ -83,16 +84,14 @@ def write_corpus_figures(corpus: Corpus, folder: Path) -> None:
     matrix = csr_array(corpus.train.targets.to_scipy(), dtype=np.int32)
     together = csr_array(matrix.T @ matrix)
     together.sort_indices()
+    arrays = {
+        "fingerprint": np.array(corpus.fingerprint),
+        "label_names": np.array(list(corpus.label_names)),
+        "counts": corpus.statistics.counts.numpy(),
+        **{name: getattr(together, name) for name in MATRIX},
+    }
     with atomic_file(folder / COUNTS) as path:
-        np.savez_compressed(
-            path,
-            fingerprint=np.array(corpus.fingerprint),
-            label_names=np.array(list(corpus.label_names)),
-            counts=corpus.statistics.counts.numpy(),
-            indptr=together.indptr,
-            indices=together.indices,
-            data=together.data,
-        )
+        np.savez_compressed(path, **arrays)
     with atomic_file(folder / SIZES) as path:
         path.write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
 
@@ -114,8 +113,7 @@ def read_corpus_figures(folder: Path) -> CorpusFigures:
             if str(archive["fingerprint"]) != sizes["fingerprint"]:
                 raise ValueError(f"it belongs to another corpus than {SIZES}")
             counts = archive["counts"]
-            parts = archive["data"], archive["indices"], archive["indptr"]
-            together = csr_array(parts, shape=(len(counts), len(counts)))
+            together = csr_array(tuple(archive[name] for name in MATRIX), shape=2 * counts.shape)
             return CorpusFigures(sizes, archive["label_names"].tolist(), counts, together)
     except FileNotFoundError:
         raise

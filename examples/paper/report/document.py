@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from files import Json, Say, atomic_file
+from files import Json, atomic_file
 from matplotlib.figure import Figure
-from records import Run, make_run
+from progress import progress
+from records import GROUPS, Run, make_run
 
 from report.agreement import claims_table, order_table, overview_table
 from report.corpus_figures import SIZES, CorpusFigures, read_corpus_figures
@@ -86,10 +87,10 @@ class Document:
         self.written.append(self.folder / path)
 
 
-def make_report(folders: Sequence[Path], output: Path, warn: Say) -> list[Path]:
+def make_report(folders: Sequence[Path], output: Path) -> list[Path]:
     """Writes the report of all records below ``folders`` into ``output``.
 
-    warn: told of what is missing or cannot be used; the report is made without it.
+    It is made without what is missing or cannot be used, with a warning.
 
     Returns:
         The files written, ``report.md``, ``report.tex`` and ``report.json`` last.
@@ -98,7 +99,7 @@ def make_report(folders: Sequence[Path], output: Path, warn: Say) -> list[Path]:
         NothingToReportError: where there is neither a record nor a corpus.
         OSError: where ``output`` cannot be written.
     """
-    runs, corpora = read_runs(folders, warn), _corpora(folders, warn)
+    runs, corpora = read_runs(folders), _corpora(folders)
     if not runs and not corpora:
         raise NothingToReportError(f"no record below {', '.join(map(str, folders))}: expected JSON files in 'records'")
     groups = group_runs(runs)
@@ -116,7 +117,9 @@ def make_report(folders: Sequence[Path], output: Path, warn: Say) -> list[Path]:
             _add_corpus(document, corpora[fingerprint], place)
             content["corpora"].append(corpora[fingerprint].sizes)
         else:
-            warn(f"{name} ({fingerprint}): no {SIZES}, so no Table 1, no Figures 2 and 3 and no figures of the paper")
+            progress.warn(
+                f"{name} ({fingerprint}): no {SIZES}, so no Table 1, no Figures 2 and 3 and no figures of the paper"
+            )
         for group in groups:
             if group.fingerprint == fingerprint:
                 paper = papers.get(fingerprint)
@@ -142,13 +145,13 @@ def tables_text(records: Iterable[Json], paper: str | None) -> str:
     return "\n\n".join(texts)
 
 
-def _corpora(folders: Iterable[Path], warn: Say) -> dict[str, CorpusFigures]:
+def _corpora(folders: Iterable[Path]) -> dict[str, CorpusFigures]:
     found: dict[str, CorpusFigures] = {}
     for path in (path for folder in folders for path in sorted(folder.rglob(SIZES))):
         try:
             figures = read_corpus_figures(path.parent)
         except (OSError, ValueError) as error:
-            warn(f"left out: {error}")
+            progress.warn(f"left out: {error}")
             continue
         found.setdefault(figures.sizes["fingerprint"], figures)
     return found
@@ -191,12 +194,14 @@ def _as_json(group: Group, paper: str | None) -> Json:
     """F1 in percent by row, ours and the paper's."""
     rows: Json = {}
     for row in group.rows:
+        ours = {
+            name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()}
+            for name, kinds in row.scores.items()
+        }
         rows[row.name] = {"runs": len(row.runs)}
-        parts = (("by_label_frequency", 2, row.by_label), ("by_labels_an_instance", 3, row.by_instance))
-        for part, table, figures in parts:
-            ours = {
-                name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()}
-                for name, kinds in figures.items()
+        for part, table, by_label in (("by_label_frequency", 2, True), ("by_labels_an_instance", 3, False)):
+            rows[row.name][part] = {
+                "ours": {name: f1s for name, f1s in ours.items() if (name in GROUPS) is by_label},
+                "paper": paper_scores(table, paper).get(row.method or "", {}),
             }
-            rows[row.name][part] = {"ours": ours, "paper": paper_scores(table, paper).get(row.method or "", {})}
     return {"corpus": group.corpus, "encoder": group.encoder, "convention": group.convention, "rows": rows}

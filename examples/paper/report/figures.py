@@ -142,7 +142,7 @@ def draw_rare_labels(group: Group, paper: str | None) -> Figure:
     places = np.arange(len(rows))
     width, aside = (0.4, 0.2) if published else (0.7, 0.0)
     for axes, name in zip(figure.subplots(2, 1, sharex=True), ("medium", "tail"), strict=True):
-        ours = [row.by_label[name]["micro"] for row in rows.values()]
+        ours = [row.scores[name]["micro"] for row in rows.values()]
         error = [f1.std for f1 in ours] if any(f1.num_seeds > 1 for f1 in ours) else None
         bars = axes.bar(places - aside, [f1.mean for f1 in ours], width, yerr=error, color=OURS, label="ours")
         axes.bar_label(bars, fmt="%.1f", fontsize=9)

@@ -3,12 +3,14 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
-from files import Json, Say
+import pandas as pd
+from files import Json
+from progress import progress
 from records import KINDS, METHODS, Run, make_run
 
 from report.paper_scores import Scores
@@ -44,13 +46,12 @@ Figures = dict[str, dict[str, Figure]]
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one method with one choice of settings. by_label, by_instance: figures by group and kind of F1."""
+    """The runs of one method with one choice of settings. scores: by group of labels or instances, and kind of F1."""
 
     name: str
     method: str | None
     runs: Sequence[Run]
-    by_label: Figures
-    by_instance: Figures
+    scores: Figures
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,16 @@ def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in text).split()).lower() or "unnamed"
 
 
-def read_runs(folders: Iterable[Path], warn: Say) -> list[Run]:
+def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The runs of all records below the folders, each once.
 
-    A record is a JSON file in a folder named ``records``, or in a folder that is given itself.
-
-    warn: told of each file that is left out, and why.
+    A record is a JSON file in a folder named ``records``, or in a folder that is given itself. A warning says which
+    file is left out, and why.
     """
+    places = [place for folder in folders for place in (folder, *sorted(folder.rglob("records")))]
+    files = {path.resolve(): path for place in places for path in sorted(place.glob("[!.]*.json"))}
     found: dict[str, Run] = {}
-    for path in _files(folders):
+    for path in files.values():
         try:
             try:
                 record = json.loads(path.read_text(encoding="utf-8"))
@@ -120,79 +122,69 @@ def read_runs(folders: Iterable[Path], warn: Say) -> list[Run]:
                 continue
             run = make_run(path, record)
         except (OSError, ValueError) as error:
-            warn(f"{path}: left out, {error}")
+            progress.warn(f"{path}: left out, {error}")
             continue
-        settings = json.dumps(run.settings, sort_keys=True)
-        other = found.get(settings)
-        if other is None or (other.result is None and run.result is not None):
-            found[settings] = run
-        elif run.result is not None and run.result != other.result:
-            warn(f"{path}: left out, {other.path} has the same settings")
+        other = found.setdefault(_without(run), run)
+        if other.result is None:
+            found[_without(run)] = run
+        elif run.result not in (None, other.result):
+            progress.warn(f"{path}: left out, {other.path} has the same settings")
     return list(found.values())
-
-
-def _files(folders: Iterable[Path]) -> Iterator[Path]:
-    seen = set()
-    for folder in folders:
-        for place in [folder, *sorted(path for path in folder.rglob("records") if path.is_dir())]:
-            for path in sorted(place.glob("*.json")):
-                if path.resolve() not in seen and not path.name.startswith("."):
-                    seen.add(path.resolve())
-                    yield path
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Groups in the order of their first runs. An SVM, which has no encoder, is in all groups of its corpus."""
-    by_key: dict[tuple[str, str, str], list[Run]] = {}
-    shared: dict[str, list[Run]] = {}
+    keys: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        fingerprint, encoder = run.settings["corpus_fingerprint"], run.settings.get("encoder")
-        if encoder is None:
-            shared.setdefault(fingerprint, []).append(run)
-        else:
-            key = fingerprint, str(encoder), str(run.settings.get("convention", ""))
-            by_key.setdefault(key, []).append(run)
-    for fingerprint in shared:
-        if all(key[0] != fingerprint for key in by_key):
-            by_key[fingerprint, NO_ENCODER, ""] = []
+        settings = run.settings
+        encoder, convention = settings.get("encoder", NO_ENCODER), settings.get("convention", "")
+        keys.setdefault((settings["corpus_fingerprint"], str(encoder), str(convention)), []).append(run)
     groups = []
-    for (fingerprint, encoder, convention), own in by_key.items():
-        every = shared.get(fingerprint, []) + own
+    for (fingerprint, encoder, convention), own in keys.items():
+        if encoder == NO_ENCODER:
+            if any(key[0] == fingerprint and key[1] != NO_ENCODER for key in keys):
+                continue
+            every = own
+        else:
+            every = keys.get((fingerprint, NO_ENCODER, ""), []) + own
         rows = _make_rows([run for run in every if run.result is not None])
         unfinished = [run for run in every if run.result is None]
-        groups.append(Group(every[0].settings["corpus"], fingerprint, encoder, convention, rows, unfinished))
+        groups.append(Group(own[0].settings["corpus"], fingerprint, encoder, convention, rows, unfinished))
     return groups
 
 
 def _make_rows(runs: Sequence[Run]) -> list[Row]:
-    by_method: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        by_method.setdefault(run.method, {}).setdefault(_without(run, "seed"), []).append(run)
     # Of several choices of settings the one that most runs share is compared.
     common = Counter(_without(run, "method", "seed", "loss") for run in runs)
+    choices: dict[str, list[Run]] = {}
+    for run in runs:
+        choices.setdefault(_without(run, "seed"), []).append(run)
+
+    def order(part: list[Run]) -> tuple[int, str, int, int]:
+        method = part[0].method
+        rank = METHODS.index(method) if method in METHODS else len(METHODS)
+        return rank, method, -common[_without(part[0], "method", "seed", "loss")], -len(part)
+
     rows, hyperplanes = [], []
-    for method in sorted(by_method, key=lambda name: (METHODS.index(name) if name in METHODS else 99, name)):
-        choices = sorted(
-            by_method[method].values(),
-            key=lambda part: (common[_without(part[0], "method", "seed", "loss")], len(part)),
-            reverse=True,
-        )
-        names = _names(method, [part[0].settings for part in choices])
-        for name, part in zip(names, choices, strict=True):
-            part = sorted(part, key=lambda run: run.seed)
-            results = [run.result for run in part if run.result is not None]
-            rows.append(_make_row(name, method, part, results))
-            for variant in results[0].get("variants", {}):
-                # The headline is there already.
-                if variant != method:
-                    parts = [result["variants"][variant] for result in results if variant in result["variants"]]
-                    hyperplanes.append(_make_row(variant, None, part, parts))
+    compared: dict[str, Json] = {}
+    for part in sorted(choices.values(), key=order):
+        part = sorted(part, key=lambda run: run.seed)
+        method, settings = part[0].method, part[0].settings
+        changed = list(differences([compared.setdefault(method, settings), settings]).items())
+        named = [f"{name.split('.')[-1]} {values[1]}" for name, values in changed[:3]] + ["..."][: len(changed) > 3]
+        results = [run.result for run in part if run.result is not None]
+        rows.append(_make_row(f"{method} ({', '.join(named)})" if named else method, method, part, results))
+        for variant in results[0].get("variants", {}):
+            # The headline is there already.
+            if variant != method:
+                variants = [result["variants"][variant] for result in results if variant in result["variants"]]
+                hyperplanes.append(_make_row(variant, None, part, variants))
     return rows + hyperplanes
 
 
 def _make_row(name: str, method: str | None, runs: Sequence[Run], results: Sequence[Json]) -> Row:
-    tested, by_instance = ([one.get(key, {}) for one in results] for key in ("test", "test_by_instance"))
-    return Row(name, method, runs, summarize(tested), summarize(by_instance))
+    scores = [one.get("test", {}) | one.get("test_by_instance", {}) for one in results]
+    return Row(name, method, runs, summarize(scores))
 
 
 def summarize(scores: Sequence[Scores]) -> Figures:
@@ -213,28 +205,9 @@ def _without(run: Run, *names: str) -> str:
     return json.dumps({key: value for key, value in run.settings.items() if key not in names}, sort_keys=True)
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings by dotted names."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def differences(settings: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
     """Values of the settings that are not all the same, by dotted name; None where one has none."""
-    flat = [_flat(one) for one in settings]
+    flat = [pd.json_normalize(dict(one)).astype(object).iloc[0].to_dict() for one in settings]
     names = sorted({name for one in flat for name in one} - {"seed", "method"})
     values = {name: [one.get(name) for one in flat] for name in names}
     return {name: column for name, column in values.items() if any(value != column[0] for value in column)}
-
-
-def _names(method: str, settings: Sequence[Json]) -> list[str]:
-    """The first choice is the method by its name alone."""
-    different = list(differences(settings).items())
-    more = ", ..." if len(different) > 3 else ""
-    suffixes = (
-        ", ".join(f"{name.split('.')[-1]} {values[at]}" for name, values in different[:3])
-        for at in range(1, len(settings))
-    )
-    return [method, *(f"{method} ({suffix}{more})" for suffix in suffixes)]

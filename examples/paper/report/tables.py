@@ -1,12 +1,12 @@
 """The tables of the paper, its figures beside ours: corpus, scores, ablation, errors, and what the runs took."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from files import Json
 from records import GROUPS, KINDS, METHODS
 
-from report.groups import Figures, Group, Row, differences
+from report.groups import Figures, Group, differences
 from report.paper_scores import CONFUSED, CORPUS_NAMES, Scores, paper_corpus, paper_scores
 from report.table import Table, bold
 
@@ -69,44 +69,36 @@ def _grouped(value: str) -> str:
 def frequency_table(group: Group, paper: str | None) -> Table:
     """Table 2: by label frequency."""
     caption = "micro/macro-F1 in percent by label frequency (Table 2 of the paper)"
-    return _score_table("table2", caption, group, GROUPS, lambda row: row.by_label, paper_scores(2, paper))
+    return _score_table("table2", caption, group, GROUPS, paper_scores(2, paper))
 
 
 def instance_table(group: Group, paper: str | None) -> Table | None:
     """Table 3: by the number of labels of an instance; None where no record has it."""
-    names = next((tuple(row.by_instance) for row in group.rows if row.by_instance), ())
+    names = next((names for row in group.rows if (names := [name for name in row.scores if name not in GROUPS])), [])
     if not names:
         return None
     caption = "micro/macro-F1 in percent over all labels by the number of labels of an instance (Table 3 of the paper)"
-    columns, published = ("total", *names), paper_scores(3, paper)
-    return _score_table("table3", caption, group, columns, lambda row: row.by_label | row.by_instance, published)
+    return _score_table("table3", caption, group, ("total", *names), paper_scores(3, paper))
 
 
-def _score_table(
-    name: str,
-    caption: str,
-    group: Group,
-    columns: Sequence[str],
-    figures: Callable[[Row], Figures],
-    published: dict[str, Scores],
-) -> Table:
+def _score_table(name: str, caption: str, group: Group, columns: Sequence[str], published: dict[str, Scores]) -> Table:
     # A corpus of one's own has other instance groups than the paper.
     beside = [column for column in columns if any(column in scores for scores in published.values())]
     header = [""]
     for column in columns:
         shown = column.replace("<=", "≤").replace(">=", "≥")
         header += [f"{shown} ours", f"{shown} paper"] if column in beside else [shown]
-    compared = [figures(row) for row in group.by_method.values()]
+    compared = [row.scores for row in group.by_method.values()]
 
     def best(of: Iterable[Figures | Scores], column: str, kind: str) -> float:
         return max((float(one[column][kind]) for one in of if column in one), default=0.0)
 
     cells = []
     for row in group.rows:
-        line, own, theirs = [row.name], figures(row), published.get(row.method or "", {})
+        line, theirs = [row.name], published.get(row.method or "", {})
         may_be_best = row.method is not None and len(compared) > 1
         for column in columns:
-            f1s = [(f1, best(compared, column, kind)) for kind, f1 in own.get(column, {}).items()]
+            f1s = [(f1, best(compared, column, kind)) for kind, f1 in row.scores.get(column, {}).items()]
             line.append("/".join(bold(str(f1), may_be_best and float(f1) == top > 0) for f1, top in f1s) or "-")
             if column in beside:
                 printed = [(f1, best(published.values(), column, kind)) for kind, f1 in theirs.get(column, {}).items()]
@@ -125,7 +117,7 @@ def ablation_table(group: Group, paper: str | None) -> Table | None:
     cells = []
     for method in parts:
         line = [method, WITHOUT[method]]
-        own, db = rows[method].by_label, rows["DB"].by_label
+        own, db = rows[method].scores, rows["DB"].scores
         for name in GROUPS:
             ours = [float(own[name][kind]) - float(db[name][kind]) for kind in KINDS]
             line.append("/".join(f"{change:+.2f}" for change in ours))
