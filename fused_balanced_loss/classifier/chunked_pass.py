@@ -12,7 +12,7 @@ from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
 from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, row_stride
-from .products import add_product, product, scaled_product
+from .products import add_product, product, scaled_product, without_gaps
 
 
 class Gradients(NamedTuple):
@@ -88,7 +88,7 @@ class ChunkedPass:
                 whole.
             keep: keeps the gradient of the logits for the next pass, which then makes gradients alone: its loss is 0.
         """
-        features, weight = features.detach().to(self.dtype), weight.detach()
+        features, weight = without_gaps(features.detach().to(self.dtype)), weight.detach()
         exact, size = compute_dtype(self.dtype), self._chunks.size
         want_features, want_weight, want_bias = wants
         # All views are made before the loop: each would be an operator for each chunk.
@@ -154,15 +154,15 @@ class ChunkedPass:
         rows, size = self._chunks.rows, self._chunks.size
         if not rows:
             return []
-        stride = row_stride(size)
-        if whole and len(rows) > 1:
-            memory = features.new_empty(len(rows), len(features), stride)[:, :, :size]
-            found = list(zip(memory.unbind(), memory.transpose(1, 2).unbind(), strict=True))
-        else:
-            logits = features.new_empty(len(features), stride)
-            logits = logits if stride == size else logits[:, :size]
-            found = [(logits, logits.t())] * len(rows)
-        rest = rows[-1].stop - rows[-1].start
+        stride, rest = row_stride(size), rows[-1].stop - rows[-1].start
+        memory = features.new_empty(len(rows) if whole else 1, len(features), stride)
+        # Products may read what lies behind a row; see `without_gaps`.
+        memory[:, :, size:].zero_()
+        memory[-1, :, rest:].zero_()
+        logits = memory[:, :, :size]
+        found = list(zip(logits.unbind(), logits.transpose(1, 2).unbind(), strict=True))
+        if not whole:
+            found *= len(rows)
         if rest < size:
             last = found[-1][0][:, :rest]
             found[-1] = last, last.t()
@@ -173,6 +173,7 @@ class _Weights:
     """Chunks of a weight [C, D] and their transposes, in the dtype of the products."""
 
     def __init__(self, weight: Tensor, size: int, dtype: torch.dtype) -> None:
+        weight = without_gaps(weight)
         self._given = weight.split(size)
         self._converted: dict[int, tuple[Tensor, Tensor]] = {}
         if weight.dtype == dtype:

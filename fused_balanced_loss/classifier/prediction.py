@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..targets import SparseTargets, row_offsets
 from .label_chunks import default_chunk_size
+from .products import without_gaps
 
 
 class TopLabels(NamedTuple):
@@ -105,11 +106,11 @@ def logit_chunks(
         raise ValueError(f"chunk_size: expected an integer of at least 1 or None, got {chunk_size!r}")
     device = features.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-    features = features.to(dtype)
+    features = without_gaps(features.to(dtype))
     size = min(len(weight), chunk_size or default_chunk_size(len(features), features.shape[1], dtype, device))
     buffer = features.new_empty(len(features), size)
     for start in range(0, len(weight), size):
-        w = weight[start : start + size].to(dtype)
+        w = without_gaps(weight[start : start + size].to(dtype))
         logits = buffer[:, : len(w)]
         if bias is None:
             torch.mm(features, w.t(), out=logits)

@@ -8,6 +8,16 @@ from torch import Tensor
 from ..backends import device as devices
 from ..backends.problem import compute_dtype
 
+
+def without_gaps(matrix: Tensor) -> Tensor:
+    """The matrix, or a copy of its rows side by side where a product would read the memory between them.
+
+    For bfloat16 with AMX and an odd number of columns, oneDNN multiplies the number behind a row by 0: what is no
+    number there spoils the product.
+    """
+    return matrix.contiguous() if devices.kind(matrix.device) == "cpu" and matrix.dtype.itemsize == 2 else matrix
+
+
 # Each function is one PyTorch operator, but for half precision on the CPU, whose products round to half precision.
 
 

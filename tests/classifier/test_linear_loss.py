@@ -1,5 +1,7 @@
 """Classifier and loss in one: equal to F.linear and the loss over logits, however the labels are cut."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from fused_balanced_loss import (
 from fused_balanced_loss.backends.constants import label_constants
 from fused_balanced_loss.backends.problem import Problem, to_arguments
 from fused_balanced_loss.classifier.operator import linear_operator
+from fused_balanced_loss.classifier.prediction import predict_topk
 from fused_balanced_loss.spec import PAPER_LOSSES
 
 IMPLS = ("eager", "cpp", "triton")
@@ -391,3 +394,27 @@ def test_module_shares_a_linear_layer_and_carries_its_statistics():
         LinearBalancedLoss.from_linear(torch.nn.Linear(8, 36), DB, statistics)
     with pytest.raises(ValueError, match="num_labels"):
         LinearBalancedLoss(LossSpec(), None, 8)
+
+
+@pytest.mark.parametrize("num_labels", [129, 300])
+@pytest.mark.parametrize("chunk_size", [None, 131])
+@pytest.mark.parametrize(("dtype", "update"), [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)])
+def test_what_lies_between_rows_is_no_part_of_a_product(dtype, update, chunk_size, num_labels):
+    """Some products of half precision read the number behind a row of odd width, and multiply it by 0; NaN shows it."""
+    generator = torch.Generator().manual_seed(0)
+    apart = [torch.full((rows, 40), math.nan, dtype=dtype) for rows in (65, num_labels)]
+    tensors = [one[:, :33].copy_(torch.randn(len(one), 33, generator=generator) / 4) for one in apart]
+    targets = torch.rand(65, num_labels, generator=generator) < 0.05
+    results = []
+    for features, weight in (tensors, [one.clone(memory_format=torch.contiguous_format) for one in tensors]):
+        features.requires_grad_(), weight.requires_grad_()
+        options = {}
+        if update and weight.is_contiguous():
+            options["update"] = SGDUpdate(lr=0.01)
+            options["update"].prepare(weight, None)
+        loss = linear_balanced_loss(features, weight, None, targets, LossSpec(), chunk_size=chunk_size, **options)
+        loss.backward()
+        results.append((loss.detach(), features.grad))
+        assert predict_topk(features.detach(), weight.detach(), None, 3).logits.isfinite().all()
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-6)
