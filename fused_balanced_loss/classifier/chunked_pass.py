@@ -12,7 +12,7 @@ from ..backends.problem import Problem, compute_dtype
 from ..backends.select import select
 from ..optim.rule import GradientConsumer
 from .label_chunks import LabelChunks, default_chunk_size, even_chunk_size, keeps_gradient, row_stride
-from .products import add_product, product, scaled_product, without_gaps
+from .products import add_product, product, reads_gaps, scaled_product, without_gaps
 
 
 class Gradients(NamedTuple):
@@ -156,9 +156,9 @@ class ChunkedPass:
             return []
         stride, rest = row_stride(size), rows[-1].stop - rows[-1].start
         memory = features.new_empty(len(rows) if whole else 1, len(features), stride)
-        # Products may read what lies behind a row; see `without_gaps`.
-        memory[:, :, size:].zero_()
-        memory[-1, :, rest:].zero_()
+        if reads_gaps(memory):
+            memory[:, :, size:].zero_()
+            memory[-1, :, rest:].zero_()
         logits = memory[:, :, :size]
         found = list(zip(logits.unbind(), logits.transpose(1, 2).unbind(), strict=True))
         if not whole:

@@ -9,13 +9,18 @@ from ..backends import device as devices
 from ..backends.problem import compute_dtype
 
 
-def without_gaps(matrix: Tensor) -> Tensor:
-    """The matrix, or a copy of its rows side by side where a product would read the memory between them.
+def reads_gaps(matrix: Tensor) -> bool:
+    """Whether a product with the matrix may read the memory behind its rows.
 
     For bfloat16 with AMX and an odd number of columns, oneDNN multiplies the number behind a row by 0: what is no
     number there spoils the product.
     """
-    return matrix.contiguous() if devices.kind(matrix.device) == "cpu" and matrix.dtype.itemsize == 2 else matrix
+    return devices.kind(matrix.device) == "cpu" and matrix.dtype.itemsize == 2
+
+
+def without_gaps(matrix: Tensor) -> Tensor:
+    """The matrix, or a copy of its rows side by side where a product would read what lies between them."""
+    return matrix.contiguous() if reads_gaps(matrix) else matrix
 
 
 # Each function is one PyTorch operator, but for half precision on the CPU, whose products round to half precision.
