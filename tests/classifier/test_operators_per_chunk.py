@@ -97,7 +97,8 @@ def test_the_set_up_does_not_grow_and_a_chunk_takes_four_operators(targets, mask
     products_and_sum = {"aten.addmm.out": 2, "aten.addmm_.default": 1, "aten.sum.IntList_out": 1}
     assert found == products_and_sum
     set_up = sum(count(3, targets=targets, mask=mask).values()) - 3 * sum(found.values())
-    assert set_up <= 70
+    # Six of them write zeros behind the rows, for half precision on the CPU alone.
+    assert set_up <= 76
 
 
 @pytest.mark.parametrize("targets", ["csr", "uint8"])
