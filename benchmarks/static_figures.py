@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 sys.path.insert(0, os.path.dirname(__file__))
 from hardware import GPUS, floors
 
-from fused_balanced_loss.backends import triton as backend
+from fused_balanced_loss.backends import triton_grid, triton_plan
 from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
 from fused_balanced_loss.spec import LossSpec
 
@@ -63,10 +63,17 @@ class Figures:
 
 
 def compile_kernel(
-    target: GPUTarget, form: str, *, loss: str = "DB", dtype: str = "bf16", csr: bool = True, width: int = WIDTH
+    target: GPUTarget,
+    form: str,
+    *,
+    loss: str = "DB",
+    dtype: str = "bf16",
+    csr: bool = True,
+    width: int = WIDTH,
+    find_labels: bool = False,
 ) -> tuple[triton.compiler.CompiledKernel, int]:
     """The compiled kernel, and the number of elements that a thread has in a tile."""
-    cut = backend.layout(width, width, _DTYPES[dtype], target.warp_size)
+    cut = triton_grid.layout(width, width, _DTYPES[dtype], target.warp_size)
     spec = LossSpec.preset(loss, corpus="pubmed")
     want_value, want_gradient, upstream = FORMS[form]
     compute = "fp64" if dtype == "fp64" else "fp32"
@@ -81,6 +88,7 @@ def compile_kernel(
         "inverse_frequency_ptr": compute if rebalanced else None,
         "label_weight_ptr": compute if class_balanced else None,
         "weight_slope_ptr": compute,
+        "row_sum_ptr": None,
         "row_weight_ptr": None,
         "mask_ptr": None,
         "upstream_ptr": compute if upstream else None,
@@ -90,23 +98,27 @@ def compile_kernel(
         "counters_ptr": "i32",
     }
     constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
-        "SPEC": backend.kernel_spec(spec),
+        "SPEC": triton_plan.kernel_spec(spec),
+        "BETA": spec.beta,
         "WANT_VALUE": want_value,
         "WANT_GRADIENT": want_gradient,
         "UPSTREAM": upstream,
         "CSR": csr,
+        "SLOPE": "here" if find_labels else "made",
+        "FIND_LABELS": find_labels,
         "HAS_BIAS": bool(spec.kappa),
         "REBALANCED": rebalanced,
         "HAS_LABEL_WEIGHT": class_balanced,
         "HAS_ROW_WEIGHT": False,
         "HAS_MASK": False,
         "ALIGNED_TARGETS": not csr,
+        "COPIES": cut.period > 1 and (rebalanced or class_balanced or bool(spec.kappa)),
         "PTX": target.backend == "cuda" and dtype != "fp64",
         "PERIOD": cut.period,
         "VECTOR": cut.vector,
         "GROUPS": cut.groups,
-        "FRINGE": backend.FRINGE,
-        "TEAM": backend.TEAM,
+        "FRINGE": triton_grid.FRINGE,
+        "TEAM": triton_plan.TEAM,
     }
     names = logits_loss_kernel.arg_names
     signature = {}

@@ -21,7 +21,10 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def run(ctx: Any, upstream: Tensor) -> Any:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Without gradients nothing could take the result for a constant.
+        if not torch.is_grad_enabled():
+            return backward(ctx, upstream)
+        if not torch.compiler.is_compiling():
             raise RuntimeError("create_graph: expected False, as the balanced losses have no second derivative")
         return once(ctx, upstream)
 

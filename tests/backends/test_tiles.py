@@ -92,7 +92,7 @@ def test_extreme_logit_at_a_label(value, form, device):
 
 @pytest.mark.parametrize("team", [2, 16, 128])
 def test_sum_over_teams_of_programs(team, device, monkeypatch):
-    monkeypatch.setattr("fused_balanced_loss.backends.triton.TEAM", team)
+    monkeypatch.setattr("fused_balanced_loss.backends.triton_plan.TEAM", team)
     logits, targets, statistics = crowded(torch.float64)
     for form in FORMS.values():
         for spec in (DB, LossSpec()):

@@ -1,0 +1,279 @@
+"""How the launches for one kind of call go: all that depends on shapes, dtypes and settings, made once and kept."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.labels import row_terms_kernel
+from ..kernels.logits_loss import logits_loss_kernel
+from ..spec import LossSpec
+from . import device as devices
+from .aligned_copies import MOST_COPIED, aligned_copies
+from .constants import constants_key
+from .problem import LabelConstants, Problem, compute_dtype
+from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
+from .triton_launch import Launch, launch_of
+
+# Programs whose sums one of them adds up: all of them at one counter would queue.
+TEAM = 128
+# Plans kept: a training loop needs one or two, and each number of labels or samples another.
+_MOST_KEPT = 256
+
+
+def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
+    """The settings of the loss at the places that kernels/element.py gives them."""
+    return (
+        *spec.gammas,
+        spec.probability_margin,
+        spec.lam,
+        spec.alpha,
+        spec.beta * spec.mu,
+        spec.positive_factor,
+        spec.negative_factor,
+    )
+
+
+def num_teams(num_programs: int) -> int:
+    return -(-num_programs // TEAM)
+
+
+class Plan:
+    """The launches of problems of one kind: shapes, strides, dtypes, device, spec, and which arguments are there."""
+
+    def __init__(self, problem: Problem) -> None:
+        logits, labels = problem.logits, problem.labels
+        dense, crow, col = problem.target_tensors()
+        mask = problem.label_mask
+        self.spec = problem.spec
+        self.device = logits.device
+        self.dtype = compute_dtype(logits.dtype)
+        self.csr, self.rebalanced = dense is None, labels.inverse_frequency is not None
+        self.num_rows, self.num_labels = logits.shape
+        self.cut = cut = layout(self.num_labels, logits.stride(0), logits.element_size())
+        at_once = devices.num_processors(self.device) * RESIDENT[logits.element_size()]
+        programs = grid(self.num_rows, self.num_labels, cut, at_once)
+        self.num_programs = programs.num_programs
+        self.grid = self.num_programs, 1, 1
+        self.copy_stride = cut.num_tiles * cut.groups * cut.vector
+        self._check_limits(problem)
+        # Where one wave of programs takes all rows, each finds its own labels: a launch less.
+        few = self.num_rows * cut.num_tiles <= at_once
+        self.has_row_sum = problem.row_sum is not None
+        self.find_labels = self.csr and few
+        self.slope = "sum" if self.has_row_sum else "here" if self.find_labels else "made"
+        make_slope = self.rebalanced and self.slope == "made"
+        self.num_counters = 1 + num_teams(self.num_programs)
+        self.num_partials = self.num_programs + num_teams(self.num_programs)
+        self.num_offsets = self.num_rows * (cut.num_tiles + 1) if self.csr and not self.find_labels else 0
+        self.num_slopes = self.num_rows if make_slope else 0
+        self.strides = (
+            logits.stride(0),
+            0 if dense is None else dense.stride(0),
+            0 if mask is None else mask.stride(0),
+        )
+        self.numbers = (
+            self.copy_stride,
+            cut.num_tiles,
+            programs.num_fringe,
+            self.num_programs,
+            programs.rows_each,
+            programs.num_strips,
+            *reciprocal(programs.num_strips),
+        )
+        given = (dense, crow, col, *labels, problem.row_weight, mask)
+        self._dtypes = (logits.dtype, *(None if tensor is None else tensor.dtype for tensor in given))
+        self._constants = {
+            "CSR": self.csr,
+            "SLOPE": self.slope,
+            "FIND_LABELS": self.find_labels,
+            "HAS_BIAS": labels.bias is not None,
+            "REBALANCED": self.rebalanced,
+            "HAS_LABEL_WEIGHT": labels.weight is not None,
+            "HAS_ROW_WEIGHT": problem.row_weight is not None,
+            "HAS_MASK": mask is not None,
+            "ALIGNED_TARGETS": dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
+            "COPIES": False,
+            "PTX": logits.dtype != torch.float64 and devices.has_ptx(self.device),
+            "PERIOD": cut.period,
+            "VECTOR": cut.vector,
+            "GROUPS": cut.groups,
+            "FRINGE": FRINGE,
+            "TEAM": TEAM,
+        }
+        self._terms = self._launch_of_terms() if self.num_offsets or self.num_slopes else None
+        # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
+        num_bytes = cut.vector * self.copy_stride * 4 * sum(part is not None for part in labels)
+        self.may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
+        self.constants_key = constants_key(self.spec, self.dtype, self.device)
+        self._losses: dict[tuple[object, ...], Launch] = {}
+
+    def _check_limits(self, problem: Problem) -> None:
+        """Raises ValueError where a number that the kernels take as int32 is larger."""
+        largest = (1 << 31) - (1 << 16)
+        for name, tensor in (
+            ("logits", problem.logits),
+            ("targets", problem.target_tensors()[0]),
+            ("label_mask", problem.label_mask),
+        ):
+            if tensor is not None and max(*tensor.shape, tensor.stride(0)) >= largest:
+                raise ValueError(
+                    f"{name}: expected shape and strides below {largest} for impl='triton', got {list(tensor.shape)} "
+                    f"with strides {list(tensor.stride())}"
+                )
+        if max(self.num_programs, self.num_rows * 2 * self.cut.vector) >= largest:
+            raise ValueError(
+                f"logits: expected fewer elements for impl='triton', got shape {list(problem.logits.shape)}"
+            )
+
+    def _launch_of_terms(self) -> Launch:
+        constants = {
+            "BETA": self.spec.beta,
+            "CSR": self.csr,
+            "REBALANCED": self.num_slopes > 0,
+            "TILE": self.cut.vector * self.cut.groups,
+            "VECTOR": self.cut.vector,
+            "BLOCK": 64 if self.csr else 1024,
+        }
+        return launch_of(row_terms_kernel, self.device, self._dtypes, tuple(constants.items()))
+
+    def launch_terms(self, problem: Problem, weight_slope: Tensor, tile_offsets: Tensor) -> None:
+        """Makes the terms of the rows, where there are any to make."""
+        if self._terms is None:
+            return
+        dense, crow, col = problem.target_tensors()
+        logits_stride, targets_stride, _ = self.strides
+        with devices.guard(self.device):
+            self._terms(
+                (self.num_rows, 1, 1),
+                (dense, crow, col, problem.labels.inverse_frequency, weight_slope, tile_offsets),
+                (self.num_labels, _number_of(col), targets_stride, logits_stride, self.cut.num_tiles),
+            )
+
+    def launch_loss(
+        self,
+        problem: Problem,
+        weight_slope: Tensor,
+        tile_offsets: Tensor,
+        want_value: str,
+        upstream: Tensor | None,
+        outputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        scale: float,
+    ) -> None:
+        """Computes the loss. outputs: value, gradient, and the scratch of the sum, partial and counters."""
+        dense, crow, col = problem.target_tensors()
+        labels, gradient = problem.labels, outputs[1]
+        of_elements = upstream is not None and upstream.dim() > 0
+        copies = self._copies(problem) if self.may_copy else None
+        kind = (
+            want_value,
+            copies is not None,
+            None if gradient is None else gradient.dtype,
+            None if upstream is None else upstream.dtype,
+            of_elements,
+        )
+        launch = self._losses.get(kind)
+        if launch is None:
+            launch = self._losses[kind] = self._launch_of_loss(*kind)
+        # The launcher takes numbers as float32.
+        single = ctypes.c_float(scale).value if self.dtype == torch.float64 else scale
+        with devices.guard(self.device):
+            launch(
+                self.grid,
+                (
+                    problem.logits,
+                    dense,
+                    crow,
+                    col,
+                    tile_offsets,
+                    *(copies or labels),
+                    weight_slope,
+                    problem.row_sum,
+                    problem.row_weight,
+                    problem.label_mask,
+                    upstream,
+                    *outputs,
+                ),
+                (
+                    self.num_rows,
+                    self.num_labels,
+                    _number_of(col),
+                    *self.strides,
+                    0 if gradient is None else gradient.stride(0),
+                    *self.numbers,
+                    single,
+                    scale - single,
+                ),
+            )
+
+    def _copies(self, problem: Problem) -> LabelConstants | None:
+        bias_unit = self.spec.lam / math.log(2)
+        return aligned_copies(problem, self.constants_key, self.cut.vector, self.copy_stride, bias_unit)
+
+    def _launch_of_loss(
+        self,
+        want_value: str,
+        copies: bool,
+        gradient: torch.dtype | None,
+        upstream: torch.dtype | None,
+        of_elements: bool,
+    ) -> Launch:
+        constants = {
+            "SPEC": kernel_spec(self.spec),
+            "BETA": self.spec.beta,
+            "WANT_VALUE": want_value,
+            "WANT_GRADIENT": gradient is not None,
+            "UPSTREAM": "" if upstream is None else "elements" if of_elements else "scalar",
+            **self._constants,
+        }
+        constants["COPIES"] = copies
+        dtypes = (*self._dtypes, gradient, upstream)
+        return launch_of(logits_loss_kernel, self.device, dtypes, tuple(constants.items()), num_warps=1)
+
+
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def plan_of(problem: Problem) -> Plan:
+    """The plan of a problem; kept for the next of its kind."""
+    logits, labels = problem.logits, problem.labels
+    dense, crow, col = problem.target_tensors()
+    mask = problem.label_mask
+    targets: tuple[Any, ...]
+    if dense is None:
+        assert crow is not None and col is not None
+        targets = crow.dtype, col.dtype
+    else:
+        targets = dense.dtype, dense.stride(0)
+    key = (
+        logits.shape,
+        logits.stride(0),
+        logits.dtype,
+        logits.device,
+        targets,
+        # A spec is told by identity, because hashing 13 numbers takes longer. The plan holds it, so no other can take
+        # its place in memory.
+        id(problem.spec),
+        labels.bias is None,
+        labels.inverse_frequency is None,
+        labels.weight is None,
+        problem.row_weight is None,
+        problem.row_sum is None,
+        problem.statistics is None,
+        None if mask is None else mask.stride(0),
+        TEAM,
+    )
+    plan = _plans.get(key)
+    if plan is None:
+        while len(_plans) >= _MOST_KEPT:
+            _plans.pop(next(iter(_plans)), None)
+        plan = _plans[key] = Plan(problem)
+    return plan
+
+
+def _number_of(col: Tensor | None) -> int:
+    return 0 if col is None else col.shape[0]
