@@ -41,6 +41,7 @@ TARGETS = {
 }
 # By name: WANT_VALUE, WANT_GRADIENT and UPSTREAM of the kernel.
 FORMS = {"one-pass": ("sum", True, ""), "forward": ("sum", False, ""), "backward": ("", True, "scalar")}
+_STRIDES = ("logits_stride", "targets_stride", "mask_stride", "gradient_stride")
 _DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -128,7 +129,7 @@ def compile_kernel(
         elif name in pointers:
             signature[name] = f"*{pointers[name]}"
         else:
-            signature[name] = "fp32" if name.startswith("scale") else "i32"
+            signature[name] = "fp32" if name.startswith("scale") else "i64" if name in _STRIDES else "i32"
     source = ASTSource(
         fn=logits_loss_kernel,
         signature=signature,

@@ -54,7 +54,7 @@ def row_bounds(crow_ptr, row, valid, num_ids):
 @triton.jit
 def distance_to_boundary(row, stride, VECTOR: tl.constexpr):
     """Elements from a row's beginning to its first multiple of VECTOR; the last bits do not mind an overflow."""
-    return (0 - row.to(tl.int32) * stride) & (VECTOR - 1)
+    return (0 - row.to(tl.int32) * stride.to(tl.int32)) & (VECTOR - 1)
 
 
 @triton.jit
@@ -127,8 +127,8 @@ def row_terms_kernel(
     # Shapes and strides, in elements.
     num_labels,
     num_ids,
-    targets_stride,
-    logits_stride,
+    targets_stride: tl.int64,
+    logits_stride: tl.int64,
     num_tiles,
     # Constants of the compiled kernel.
     BETA: tl.constexpr,
@@ -165,6 +165,7 @@ def row_terms_kernel(
         end = head + (num_labels - head) // VECTOR * VECTOR
         SOME: tl.constexpr = 32
         TILES: tl.constexpr = 128
+        LARGEST: tl.constexpr = 2147483647
         for tile in range(0, num_tiles + 1, TILES):
             boundary = tile + tl.arange(0, TILES)
             limit = tl.minimum(head + boundary * TILE, end)
@@ -172,7 +173,7 @@ def row_terms_kernel(
             for begin in range(low, high, SOME):
                 entry = begin + tl.arange(0, SOME)
                 # Beyond the last entry, and beyond int32, an id is above every limit.
-                column = tl.load(col_ptr + entry, mask=entry < high, other=num_labels)
-                column = tl.minimum(tl.maximum(column, -1), num_labels).to(tl.int32)
+                column = tl.load(col_ptr + entry, mask=entry < high, other=LARGEST)
+                column = tl.minimum(tl.maximum(column, -1), LARGEST).to(tl.int32)
                 before += tl.sum((column[None, :] < limit[:, None]).to(tl.int32), axis=1)
             tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)

@@ -61,10 +61,10 @@ def logits_loss_kernel(
     num_rows,
     num_labels,
     num_ids,
-    logits_stride,
-    targets_stride,
-    mask_stride,
-    gradient_stride,
+    logits_stride: tl.int64,
+    targets_stride: tl.int64,
+    mask_stride: tl.int64,
+    gradient_stride: tl.int64,
     copy_stride,
     # The plan: see the docstring.
     num_tiles,
@@ -152,10 +152,10 @@ def logits_loss_kernel(
         column = head + offset
         # Multiples of VECTOR, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
         logits_at = logits_ptr + tl.multiple_of(start_of_row + head, VECTOR) + offset
-        logits_hop = tl.multiple_of(logits_stride.to(tl.int64) * PERIOD, VECTOR)
+        logits_hop = tl.multiple_of(logits_stride * PERIOD, VECTOR)
         if WANT_GRADIENT:
             gradient_at = gradient_ptr + tl.multiple_of(first_row * gradient_stride + head, VECTOR) + offset
-            gradient_hop = tl.multiple_of(gradient_stride.to(tl.int64) * PERIOD, VECTOR)
+            gradient_hop = tl.multiple_of(gradient_stride * PERIOD, VECTOR)
         else:
             gradient_at = logits_at
             gradient_hop = logits_hop
@@ -167,10 +167,10 @@ def logits_loss_kernel(
             targets_hop = PERIOD * (num_tiles + 1)
         elif ALIGNED_TARGETS:
             targets_at = targets_ptr + tl.multiple_of(first_row * targets_stride + head, VECTOR) + offset
-            targets_hop = tl.multiple_of(targets_stride.to(tl.int64) * PERIOD, VECTOR)
+            targets_hop = tl.multiple_of(targets_stride * PERIOD, VECTOR)
         else:
             targets_at = targets_ptr + first_row * targets_stride + column
-            targets_hop = targets_stride.to(tl.int64) * PERIOD
+            targets_hop = targets_stride * PERIOD
         slope_at = weight_slope_ptr + first_row if REBALANCED and SLOPE == "made" else 0
         # The next row is loaded while the present one is computed: a warp alone would wait for memory.
         next_logits = tl.load(logits_at, mask=inside, other=float("-inf"))

@@ -11,7 +11,7 @@ def scale_kernel(
     upstream_ptr,
     num_rows,
     num_labels,
-    stride,
+    stride: tl.int64,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
