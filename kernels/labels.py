@@ -114,10 +114,9 @@ def count_before(col_ptr, low, high, first, second, AT_ONCE: tl.constexpr):
     return tl.sum(before_first), tl.sum(before_second)
 
 
-@triton.jit(do_not_specialize=["num_labels", "num_ids", "targets_stride", "logits_stride", "num_tiles"])
+@triton.jit(do_not_specialize=["num_labels", "num_ids", "num_tiles"])
 def row_terms_kernel(
-    # Inputs: targets [N, C]; or crow [N + 1] and col [num_ids]; inverse_frequency [C].
-    targets_ptr,
+    # Inputs: crow [N + 1] and col [num_ids]; inverse_frequency [C].
     crow_ptr,
     col_ptr,
     inverse_frequency_ptr,
@@ -127,53 +126,40 @@ def row_terms_kernel(
     # Shapes and strides, in elements.
     num_labels,
     num_ids,
-    targets_stride: tl.int64,
     logits_stride: tl.int64,
     num_tiles,
     # Constants of the compiled kernel.
     BETA: tl.constexpr,
-    CSR: tl.constexpr,
     REBALANCED: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and for label ids the offsets
-    in ``col`` at which each tile's labels begin.
+    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and the offsets in ``col``
+    at which each tile's labels begin.
 
     Ids that are out of range, out of order or repeated make weight_slope NaN, and so the row's loss and gradient. Where
     the weight is not rebalanced there is no weight_slope, and ids out of range are left out.
     """
     row = tl.program_id(0).to(tl.int64)
     if REBALANCED:
-        if CSR:
-            total = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, BLOCK)
-            tl.store(weight_slope_ptr + row, slope_of_weight(total, BETA))
-        else:
-            total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
-            for begin in range(0, num_labels, BLOCK):
-                column = begin + tl.arange(0, BLOCK)
-                raw = tl.load(targets_ptr + row * targets_stride + column, mask=column < num_labels, other=0)
-                inverse = tl.load(inverse_frequency_ptr + column, mask=column < num_labels, other=0.0)
-                # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
-                total += tl.where(raw == 1, inverse, 0.0)
-            tl.store(weight_slope_ptr + row, slope_of_weight(tl.sum(total), BETA))
-    if CSR:
-        low, high = row_bounds(crow_ptr, row, True, num_ids)
-        # Columns before the row's first 16-byte boundary belong to no tile.
-        head = distance_to_boundary(row, logits_stride, VECTOR)
-        end = head + (num_labels - head) // VECTOR * VECTOR
-        SOME: tl.constexpr = 32
-        TILES: tl.constexpr = 128
-        LARGEST: tl.constexpr = 2147483647
-        for tile in range(0, num_tiles + 1, TILES):
-            boundary = tile + tl.arange(0, TILES)
-            limit = tl.minimum(head + boundary * TILE, end)
-            before = tl.zeros([TILES], tl.int32)
-            for begin in range(low, high, SOME):
-                entry = begin + tl.arange(0, SOME)
-                # Beyond the last entry, and beyond int32, an id is above every limit.
-                column = tl.load(col_ptr + entry, mask=entry < high, other=LARGEST)
-                column = tl.minimum(tl.maximum(column, -1), LARGEST).to(tl.int32)
-                before += tl.sum((column[None, :] < limit[:, None]).to(tl.int32), axis=1)
-            tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)
+        total = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, BLOCK)
+        tl.store(weight_slope_ptr + row, slope_of_weight(total, BETA))
+    low, high = row_bounds(crow_ptr, row, True, num_ids)
+    # Columns before the row's first 16-byte boundary belong to no tile.
+    head = distance_to_boundary(row, logits_stride, VECTOR)
+    end = head + (num_labels - head) // VECTOR * VECTOR
+    SOME: tl.constexpr = 32
+    TILES: tl.constexpr = 128
+    LARGEST: tl.constexpr = 2147483647
+    for tile in range(0, num_tiles + 1, TILES):
+        boundary = tile + tl.arange(0, TILES)
+        limit = tl.minimum(head + boundary * TILE, end)
+        before = tl.zeros([TILES], tl.int32)
+        for begin in range(low, high, SOME):
+            entry = begin + tl.arange(0, SOME)
+            # Beyond the last entry, and beyond int32, an id is above every limit.
+            column = tl.load(col_ptr + entry, mask=entry < high, other=LARGEST)
+            column = tl.minimum(tl.maximum(column, -1), LARGEST).to(tl.int32)
+            before += tl.sum((column[None, :] < limit[:, None]).to(tl.int32), axis=1)
+        tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 # Rows narrower than this many elements are not worth a fringe.
-_NARROW = 256
+NARROW = 256
 # A program is one warp: few tiles hold a positive, so a warp rarely diverges. 8 elements a thread are 16 bytes of half
 # precision, one access.
 WARP_SIZE = 64 if torch.version.hip else 32
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 def layout(num_labels: int, logits_stride: int, itemsize: int, warp_size: int = WARP_SIZE) -> Layout:
     """Tiles for rows of this width and stride: 16 bytes an access wherever rows are wide enough for it to pay."""
-    vector = 16 // itemsize if num_labels >= _NARROW else 1
+    vector = 16 // itemsize if num_labels >= NARROW else 1
     period = vector // math.gcd(vector, logits_stride)
     tile = min(_THREAD * warp_size, max(32, 1 << (num_labels - 1).bit_length()))
     return Layout(vector, tile // vector, period, -(-num_labels // tile))

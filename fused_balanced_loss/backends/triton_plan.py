@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.labels import row_terms_kernel
 from ..kernels.logits_loss import logits_loss_kernel
 from ..spec import LossSpec
 from . import device as devices
@@ -18,6 +17,7 @@ from .constants import constants_key
 from .problem import LabelConstants, Problem, compute_dtype
 from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
+from .triton_terms import DenseTerms, SparseTerms
 
 # Programs whose sums one of them adds up: all of them at one counter would queue.
 TEAM = 128
@@ -105,7 +105,9 @@ class Plan:
             "FRINGE": FRINGE,
             "TEAM": TEAM,
         }
-        self._terms = self._launch_of_terms() if self.num_offsets or self.num_slopes else None
+        self._terms: SparseTerms | DenseTerms | None = None
+        if self.num_offsets or self.num_slopes:
+            self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self.num_slopes > 0)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
         num_bytes = cut.vector * self.copy_stride * 4 * sum(part is not None for part in labels)
         self.may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
@@ -130,29 +132,11 @@ class Plan:
                 f"logits: expected fewer elements for impl='triton', got shape {list(problem.logits.shape)}"
             )
 
-    def _launch_of_terms(self) -> Launch:
-        constants = {
-            "BETA": self.spec.beta,
-            "CSR": self.csr,
-            "REBALANCED": self.num_slopes > 0,
-            "TILE": self.cut.vector * self.cut.groups,
-            "VECTOR": self.cut.vector,
-            "BLOCK": 64 if self.csr else 1024,
-        }
-        return launch_of(row_terms_kernel, self.device, self._dtypes, tuple(constants.items()))
-
     def launch_terms(self, problem: Problem, weight_slope: Tensor, tile_offsets: Tensor) -> None:
         """Makes the terms of the rows, where there are any to make."""
-        if self._terms is None:
-            return
-        dense, crow, col = problem.target_tensors()
-        logits_stride, targets_stride, _ = self.strides
-        with devices.guard(self.device):
-            self._terms(
-                (self.num_rows, 1, 1),
-                (dense, crow, col, problem.labels.inverse_frequency, weight_slope, tile_offsets),
-                (self.num_labels, _number_of(col), targets_stride, logits_stride, self.cut.num_tiles),
-            )
+        if self._terms is not None:
+            with devices.guard(self.device):
+                self._terms.launch(problem, weight_slope, tile_offsets)
 
     def launch_loss(
         self,
