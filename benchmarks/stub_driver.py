@@ -1,8 +1,8 @@
 """A CUDA driver that does nothing, by which the host's share of a launch is measured without a GPU.
 
-Triton compiles real kernels for sm_90 and uses its own launcher; beneath lies a libcuda of a few lines that remembers the
-last launch. The package takes the way that it takes on a GPU, with tensors of the CPU. Nothing is computed. Only for a
-process of its own: what is installed stays.
+Triton compiles real kernels for sm_90 and uses its own launcher; beneath lies a libcuda of a few lines that remembers
+the last launch. The package takes the way that it takes on a GPU, with tensors of the CPU. Nothing is computed. Only
+for a process of its own: what is installed stays.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CAPABILITY = 9, 0
 NUM_PROCESSORS = 132
 _MOST_PARAMETERS = 64
 
-_NOTHING = """
-cuInit cuCtxSetCurrent cuCtxSetLimit cuCtxGetLimit cuCtxGetDevice cuDeviceGet cuDevicePrimaryCtxRetain cuModuleUnload
-cuFuncSetAttribute cuFuncSetCacheConfig cuFuncSetSharedMemConfig cuStreamIsCapturing cuOccupancyMaxActiveClusters
-cuTensorMapEncodeTiled cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuGetErrorString cuPointerGetAttributes
-cuStreamGetCaptureInfo cuCtxGetStreamPriorityRange
-""".split()
+_NOTHING = (
+    *("cuInit", "cuCtxSetCurrent", "cuCtxSetLimit", "cuCtxGetLimit", "cuCtxGetDevice", "cuDeviceGet"),
+    *("cuDevicePrimaryCtxRetain", "cuModuleUnload", "cuFuncSetAttribute", "cuFuncSetCacheConfig"),
+    *("cuFuncSetSharedMemConfig", "cuStreamIsCapturing", "cuOccupancyMaxActiveClusters", "cuTensorMapEncodeTiled"),
+    *("cuTensorMapEncodeIm2col", "cuTensorMapEncodeIm2colWide", "cuGetErrorString", "cuPointerGetAttributes"),
+)
 _SOURCE = (
     "".join(f"int {name}(void) {{ return 0; }}\n" for name in _NOTHING)
     + f"""
