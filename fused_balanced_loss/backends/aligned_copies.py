@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,25 +16,24 @@ MOST_COPIED = 1 << 24
 _FILL = (0.0, 1.0, 0.0)
 
 
-def aligned_copies(
-    problem: Problem, key: tuple[object, ...], number: int, stride: int, bias_unit: float
-) -> LabelConstants | None:
-    """``number`` copies [number, stride] of each constant: copy[h][k] = constant[h + k]; the bias times ``bias_unit``.
+def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[Any, ...]) -> LabelConstants | None:
+    """Copies [number, stride] of each constant: copy[h][k] = constant[h + k]; the bias times ``bias_unit``.
 
-    They are kept with the constants, under ``key``. None unless the problem's constants are those that its statistics
-    keep: a chunk of the labels is another at each call.
+    They are kept beside the constants, which lie in the statistics' cache under ``key``. copies_key: number, stride and
+    bias_unit, and then ``key``. None unless the problem's constants are those of the cache: a chunk of the labels is
+    another at each call.
     """
     assert problem.statistics is not None
     cache = problem.statistics.cache
     if cache.get(key) is not problem.labels:
         return None
-    copies_key = (*key, number, stride, bias_unit)
     kept: tuple[LabelConstants, LabelConstants] | None = cache.get(copies_key)
     # Constants that were made anew have copies of their own.
     if kept is not None and kept[0] is problem.labels:
         return kept[1]
     if devices.is_capturing(problem.logits.device):
         return None
+    number, stride, bias_unit, *_ = copies_key
     with torch.inference_mode(False), torch.no_grad():
         parts = [
             None if part is None else _copies(part, number, stride, fill)

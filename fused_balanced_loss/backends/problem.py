@@ -31,13 +31,13 @@ class RowTerms(NamedTuple):
     """What the Triton kernel needs of each row of targets; made once, for the forward and the backward.
 
     plan: a ``triton_plan.Plan``, which says how the launches of this problem go.
-    weight_slope: [N] in the compute dtype, -beta * log2(e) / row_sum; empty unless the weight is rebalanced.
-    tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; empty for dense targets.
+    weight_slope: [N] in the compute dtype, -beta * log2(e) / row_sum; None where the kernel makes it, or needs none.
+    tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; None likewise.
     """
 
     plan: Any
-    weight_slope: Tensor
-    tile_offsets: Tensor
+    weight_slope: Tensor | None
+    tile_offsets: Tensor | None
 
 
 class Problem(NamedTuple):
@@ -90,6 +90,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def gradient_like(logits: Tensor) -> Tensor:
     """Memory for the gradient of logits [N, C]; its rows are as far from a 16-byte boundary as those of the logits."""
+    if logits.is_contiguous():
+        return torch.empty_like(logits)
     num_rows, num_labels = logits.shape
     per_access = 16 // logits.element_size()
     stride = num_labels + (logits.stride(0) - num_labels) % per_access

@@ -9,11 +9,12 @@ from ..kernels.scale_gradient import scale_kernel
 from . import device
 from .problem import Problem, RowTerms, gradient_like
 from .triton_counters import counters, forget
-from .triton_launch import launch_of
+from .triton_launch import Launch, launch_of
 from .triton_plan import Plan, plan_of
 
 _SCALE_BLOCK = 1024
 _LARGEST = 1 << 30
+_scalings: dict[tuple[torch.dtype, torch.dtype, torch.device, bool], Launch] = {}
 
 
 def prepare(problem: Problem) -> Problem:
@@ -54,9 +55,11 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
         # One long row, whose accesses all begin at multiples of 16 bytes.
         num_rows, num_labels, stride = 1, num_rows * num_labels, 0
     where = gradient.device
-    aligned = 16 // gradient.element_size()
-    constants = ("ALIGNED", aligned if stride % aligned == 0 else 0), ("BLOCK", _SCALE_BLOCK)
-    launch = launch_of(scale_kernel, where, (gradient.dtype, upstream.dtype), constants)
+    kind = gradient.dtype, upstream.dtype, where, stride % (16 // gradient.element_size()) == 0
+    launch = _scalings.get(kind)
+    if launch is None:
+        constants = ("ALIGNED", 16 // gradient.element_size() if kind[-1] else 0), ("BLOCK", _SCALE_BLOCK)
+        launch = _scalings[kind] = launch_of(scale_kernel, where, kind[:2], constants)
     programs = min(num_rows * -(-num_labels // _SCALE_BLOCK), 4 * device.num_processors(where))
     with device.guard(where):
         launch((programs, 1, 1), (gradient, upstream), (num_rows, num_labels, stride))
@@ -64,21 +67,20 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
 
 def _row_terms(problem: Problem) -> RowTerms:
     plan = plan_of(problem)
-    logits = problem.logits
-    weight_slope = logits.new_empty(plan.num_slopes, dtype=plan.dtype)
-    tile_offsets = logits.new_empty(plan.num_offsets, dtype=torch.int32)
-    plan.launch_terms(problem, weight_slope, tile_offsets)
-    return RowTerms(plan, weight_slope, tile_offsets)
+    return RowTerms(plan, *plan.make_terms(problem))
 
 
 def _launch(problem: Problem, terms: RowTerms, want_value: str, scale: float, gradient: Tensor | None) -> Tensor:
     """The loss, with the gradient written where there is room for it."""
     plan: Plan = terms.plan
     logits = problem.logits
-    of_elements = want_value == "elements"
-    made = logits.new_empty(logits.shape if of_elements else (), dtype=plan.dtype)
-    partial = None if of_elements else logits.new_empty(plan.num_partials, dtype=plan.dtype)
-    count = None if of_elements else counters(logits.device, plan.num_counters)
+    partial = count = None
+    if want_value == "elements":
+        made = logits.new_empty(logits.shape, dtype=plan.dtype)
+    else:
+        made = logits.new_empty((), dtype=plan.dtype)
+        partial = made.new_empty(plan.num_partials)
+        count = counters(plan.device, plan.num_counters)
     try:
         plan.launch_loss(
             problem, terms.weight_slope, terms.tile_offsets, want_value, None, (made, gradient, partial, count), scale

@@ -7,6 +7,7 @@ The compiled kernel's launcher, which that call ends in, takes about 3.
 from __future__ import annotations
 
 import functools
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import triton
 from torch import Tensor
 from triton import knobs
+from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 # The versions whose launchers take the arguments that `_Direct` gives them.
@@ -64,31 +66,31 @@ class Launch:
         if not self._may_be_direct or _is_watched(self._kernel):
             self._ordinary(grid, tensors, numbers)
             return
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        bits = 0
-        for pointer in pointers:
-            if pointer is not None:
-                bits |= pointer
+        pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         # One number for the common case, that all are aligned.
-        alignment = bits % _ALIGNMENT and tuple(pointer is None or pointer % _ALIGNMENT == 0 for pointer in pointers)
+        alignment = functools.reduce(operator.or_, pointers) % _ALIGNMENT and tuple(
+            pointer % _ALIGNMENT for pointer in pointers
+        )
         driver = triton.runtime.driver.active
         direct = self._direct.get(alignment)
         if direct is None or direct.driver is not driver:
             compiled = self._ordinary(grid, tensors, numbers)
             if _has_known_launcher(compiled):
-                self._direct[alignment] = _Direct(compiled, driver)
+                self._direct[alignment] = _Direct(compiled, driver, len(pointers) + len(numbers))
             return
         stream = driver.get_current_stream(self._device)
         # No hooks, and so nothing to tell them: None thrice. No scratch: None twice.
         if direct.in_c is not None:
             direct.in_c(
                 *grid, stream, direct.function, *direct.flags, direct.metadata, None, None, None, None, None,
-                *direct.kinds, (*pointers, *numbers, *self._constants),
+                *direct.kinds, (*pointers, *numbers),
             )  # fmt: skip
         else:
+            given = iter(pointers)
+            all_pointers = [None if tensor is None else next(given) for tensor in tensors]
             direct.run(
                 *grid, stream, direct.function, direct.metadata, None, None, None,
-                *pointers, *numbers, *self._constants,
+                *all_pointers, *numbers, *self._constants,
             )  # fmt: skip
 
     def _ordinary(
@@ -101,25 +103,28 @@ class _Direct:
     """What a launch of a compiled kernel needs.
 
     run: Triton's launcher, which all known versions call in the same way.
-    in_c: the function in C that it ends in, with its flags and the kinds of the kernel's arguments, where it takes them
-        as Triton 3.9 does for NVIDIA's GPUs; else None.
+    in_c: the function in C that it ends in, with its flags and the kinds of the arguments that the kernel has in fact,
+        where it takes them as Triton 3.9 does for NVIDIA's GPUs; else None.
     """
 
     __slots__ = ("driver", "flags", "function", "in_c", "kinds", "metadata", "run")
 
-    def __init__(self, compiled: Any, driver: Any) -> None:
+    def __init__(self, compiled: Any, driver: Any, number: int) -> None:
         run = compiled.run
         self.run, self.function, self.metadata, self.driver = run, compiled.function, compiled.packed_metadata, driver
         self.in_c = None
+        # What is a constant, or None, is not handed over. The signature has a byte for each of the others.
         if (
             _version() == _VERSION_OF_C
             and type(run).__name__ == "CudaLauncher"
             and not run.gsan_enabled
             and run.global_scratch_size == run.profile_scratch_size == 0
+            and len(run.kernel_signature) == number
         ):
             self.in_c = run.launch
             self.flags = run.launch_cooperative_grid, run.launch_pdl
-            self.kinds = run.arg_annotations, run.kernel_signature
+            kind = nvidia_driver.PyKernelArg(nested_tuple=None, type=nvidia_driver.ARG_KERNEL)
+            self.kinds = [kind] * number, run.kernel_signature
 
 
 def _is_watched(kernel: Any) -> bool:

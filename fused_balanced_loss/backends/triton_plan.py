@@ -14,7 +14,7 @@ from ..spec import LossSpec
 from . import device as devices
 from .aligned_copies import MOST_COPIED, aligned_copies
 from .constants import constants_key
-from .problem import LabelConstants, Problem, compute_dtype
+from .problem import Problem, compute_dtype
 from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
 from .triton_terms import DenseTerms, SparseTerms
@@ -23,6 +23,8 @@ from .triton_terms import DenseTerms, SparseTerms
 TEAM = 128
 # Plans kept: a training loop needs one or two, and each number of labels or samples another.
 _MOST_KEPT = 256
+# Of what the kernels count in int32; a tile may reach beyond the last label.
+_LARGEST = (1 << 31) - (1 << 16)
 
 
 def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
@@ -63,14 +65,13 @@ class Plan:
         self._check_limits(problem)
         # Where one wave of programs takes all rows, each finds its own labels: a launch less.
         few = self.num_rows * cut.num_tiles <= at_once
-        self.has_row_sum = problem.row_sum is not None
         self.find_labels = self.csr and few
-        self.slope = "sum" if self.has_row_sum else "here" if self.find_labels else "made"
+        self.slope = "sum" if problem.row_sum is not None else "here" if self.find_labels else "made"
         make_slope = self.rebalanced and self.slope == "made"
         self.num_counters = 1 + num_teams(self.num_programs)
         self.num_partials = self.num_programs + num_teams(self.num_programs)
-        self.num_offsets = self.num_rows * (cut.num_tiles + 1) if self.csr and not self.find_labels else 0
-        self.num_slopes = self.num_rows if make_slope else 0
+        self._num_offsets = self.num_rows * (cut.num_tiles + 1) if self.csr and not self.find_labels else 0
+        self._num_slopes = self.num_rows if make_slope else 0
         self.strides = (
             logits.stride(0),
             0 if dense is None else dense.stride(0),
@@ -106,58 +107,57 @@ class Plan:
             "TEAM": TEAM,
         }
         self._terms: SparseTerms | DenseTerms | None = None
-        if self.num_offsets or self.num_slopes:
-            self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self.num_slopes > 0)
+        if self._num_offsets or self._num_slopes:
+            self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self._num_slopes > 0)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
         num_bytes = cut.vector * self.copy_stride * 4 * sum(part is not None for part in labels)
-        self.may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
-        self.constants_key = constants_key(self.spec, self.dtype, self.device)
+        self._may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
+        self._constants_key = constants_key(self.spec, self.dtype, self.device)
+        self._copies_key = cut.vector, self.copy_stride, self.spec.lam / math.log(2), *self._constants_key
         self._losses: dict[tuple[object, ...], Launch] = {}
 
     def _check_limits(self, problem: Problem) -> None:
         """Raises ValueError where a number that the kernels take as int32 is larger."""
-        largest = (1 << 31) - (1 << 16)
-        for name, tensor in (
-            ("logits", problem.logits),
-            ("targets", problem.target_tensors()[0]),
-            ("label_mask", problem.label_mask),
-        ):
-            if tensor is not None and max(*tensor.shape, tensor.stride(0)) >= largest:
-                raise ValueError(
-                    f"{name}: expected shape and strides below {largest} for impl='triton', got {list(tensor.shape)} "
-                    f"with strides {list(tensor.stride())}"
-                )
-        if max(self.num_programs, self.num_rows * 2 * self.cut.vector) >= largest:
+        lanes = self.num_rows * 2 * self.cut.vector
+        if max(self.num_labels, self.num_programs, lanes, _number_of(problem.target_tensors()[2])) >= _LARGEST:
             raise ValueError(
-                f"logits: expected fewer elements for impl='triton', got shape {list(problem.logits.shape)}"
+                f"logits: expected fewer rows, labels or label ids for impl='triton', got shape "
+                f"{list(problem.logits.shape)}"
             )
 
-    def launch_terms(self, problem: Problem, weight_slope: Tensor, tile_offsets: Tensor) -> None:
-        """Makes the terms of the rows, where there are any to make."""
-        if self._terms is not None:
-            with devices.guard(self.device):
-                self._terms.launch(problem, weight_slope, tile_offsets)
+    def make_terms(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+        """weight_slope and tile_offsets, as far as a launch before the loss has to make them."""
+        if self._terms is None:
+            return None, None
+        weight_slope = tile_offsets = None
+        if self._num_slopes:
+            weight_slope = problem.logits.new_empty(self._num_slopes, dtype=self.dtype)
+        if self._num_offsets:
+            tile_offsets = problem.logits.new_empty(self._num_offsets, dtype=torch.int32)
+        with devices.guard(self.device):
+            self._terms.launch(problem, weight_slope, tile_offsets)
+        return weight_slope, tile_offsets
 
     def launch_loss(
         self,
         problem: Problem,
-        weight_slope: Tensor,
-        tile_offsets: Tensor,
+        weight_slope: Tensor | None,
+        tile_offsets: Tensor | None,
         want_value: str,
         upstream: Tensor | None,
-        outputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         scale: float,
     ) -> None:
         """Computes the loss. outputs: value, gradient, and the scratch of the sum, partial and counters."""
         dense, crow, col = problem.target_tensors()
         labels, gradient = problem.labels, outputs[1]
+        copies = aligned_copies(problem, self._constants_key, self._copies_key) if self._may_copy else None
         of_elements = upstream is not None and upstream.dim() > 0
-        copies = self._copies(problem) if self.may_copy else None
         kind = (
             want_value,
             copies is not None,
-            None if gradient is None else gradient.dtype,
-            None if upstream is None else upstream.dtype,
+            gradient is not None and gradient.dtype,
+            upstream is not None and upstream.dtype,
             of_elements,
         )
         launch = self._losses.get(kind)
@@ -194,28 +194,24 @@ class Plan:
                 ),
             )
 
-    def _copies(self, problem: Problem) -> LabelConstants | None:
-        bias_unit = self.spec.lam / math.log(2)
-        return aligned_copies(problem, self.constants_key, self.cut.vector, self.copy_stride, bias_unit)
-
     def _launch_of_loss(
         self,
         want_value: str,
         copies: bool,
-        gradient: torch.dtype | None,
-        upstream: torch.dtype | None,
+        gradient: torch.dtype | bool,
+        upstream: torch.dtype | bool,
         of_elements: bool,
     ) -> Launch:
         constants = {
             "SPEC": kernel_spec(self.spec),
             "BETA": self.spec.beta,
             "WANT_VALUE": want_value,
-            "WANT_GRADIENT": gradient is not None,
-            "UPSTREAM": "" if upstream is None else "elements" if of_elements else "scalar",
+            "WANT_GRADIENT": gradient is not False,
+            "UPSTREAM": "" if upstream is False else "elements" if of_elements else "scalar",
             **self._constants,
         }
         constants["COPIES"] = copies
-        dtypes = (*self._dtypes, gradient, upstream)
+        dtypes = (*self._dtypes, gradient, upstream, self._terms is None)
         return launch_of(logits_loss_kernel, self.device, dtypes, tuple(constants.items()), num_warps=1)
 
 

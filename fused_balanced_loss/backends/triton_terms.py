@@ -37,7 +37,7 @@ class SparseTerms:
         self._num_rows, self._num_labels = logits.shape
         self._numbers = logits.stride(0), cut.num_tiles
 
-    def launch(self, problem: Problem, weight_slope: Tensor, tile_offsets: Tensor) -> None:
+    def launch(self, problem: Problem, weight_slope: Tensor | None, tile_offsets: Tensor | None) -> None:
         _, crow, col = problem.target_tensors()
         assert col is not None
         self._launch(
@@ -83,11 +83,12 @@ class DenseTerms:
         self._grid = num_rows * self._num_parts, 1, 1
         self._numbers = num_labels, targets.stride(0), self._num_parts, part_blocks
 
-    def launch(self, problem: Problem, weight_slope: Tensor, tile_offsets: Tensor) -> None:
+    def launch(self, problem: Problem, weight_slope: Tensor | None, tile_offsets: Tensor | None) -> None:
         targets, inverse_frequency = problem.target_tensors()[0], problem.labels.inverse_frequency
         if self._narrow:
             self._launch(self._grid, (targets, inverse_frequency, weight_slope), self._numbers)
             return
+        assert weight_slope is not None
         partial = weight_slope.new_empty(self._grid[0])
         count = counters(problem.logits.device, self._num_rows)
         self._launch(self._grid, (targets, inverse_frequency, weight_slope, partial, count), self._numbers)
