@@ -21,6 +21,9 @@ from .triton_terms import DenseTerms, SparseTerms
 
 # Programs whose sums one of them adds up: all of them at one counter would queue.
 TEAM = 128
+# Up to so many waves of programs each finds its own labels and row sums: a launch less. With more rows that is more work
+# than a launch.
+WAVES = 1
 # Plans kept: a training loop needs one or two, and each number of labels or samples another.
 _MOST_KEPT = 256
 # Of what the kernels count in int32; a tile may reach beyond the last label.
@@ -63,8 +66,7 @@ class Plan:
         self.grid = self.num_programs, 1, 1
         self.copy_stride = cut.num_tiles * cut.groups * cut.vector
         self._check_limits(problem)
-        # Where one wave of programs takes all rows, each finds its own labels: a launch less.
-        few = self.num_rows * cut.num_tiles <= at_once
+        few = self.num_rows * cut.num_tiles <= WAVES * at_once
         self.find_labels = self.csr and few
         self.slope = "sum" if problem.row_sum is not None else "here" if self.find_labels else "made"
         make_slope = self.rebalanced and self.slope == "made"
@@ -246,6 +248,7 @@ def plan_of(problem: Problem) -> Plan:
         problem.statistics is None,
         None if mask is None else mask.stride(0),
         TEAM,
+        WAVES,
     )
     plan = _plans.get(key)
     if plan is None:
