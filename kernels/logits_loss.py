@@ -31,7 +31,7 @@ from .ordered_sum import finish_sum
 @triton.jit(
     do_not_specialize=[
         "num_rows", "num_labels", "num_ids", "logits_stride", "targets_stride", "mask_stride", "gradient_stride",
-        "copy_stride", "num_tiles", "num_fringe", "num_programs", "rows_each", "num_strips", "magic", "magic_shift",
+        "num_tiles", "num_fringe", "num_programs", "rows_each", "num_strips", "magic", "magic_shift",
     ]
 )  # fmt: skip
 def logits_loss_kernel(
@@ -41,7 +41,8 @@ def logits_loss_kernel(
     crow_ptr,
     col_ptr,
     tile_offsets_ptr,
-    # Constants of the labels [C], or, where COPIES, [VECTOR, copy_stride]; and of the rows [N]; mask [N, C].
+    # Constants of the labels [C], or, where COPIES, [VECTOR, num_tiles * GROUPS * VECTOR]; and of
+    # the rows [N]; mask [N, C].
     bias_ptr,
     inverse_frequency_ptr,
     label_weight_ptr,
@@ -65,7 +66,6 @@ def logits_loss_kernel(
     targets_stride: tl.int64,
     mask_stride: tl.int64,
     gradient_stride: tl.int64,
-    copy_stride,
     # The plan: see the docstring.
     num_tiles,
     num_fringe,
@@ -175,7 +175,7 @@ def logits_loss_kernel(
         # The next row is loaded while the present one is computed: a warp alone would wait for memory.
         next_logits = tl.load(logits_at, mask=inside, other=float("-inf"))
         if COPIES:
-            constant = tl.multiple_of(head * copy_stride, VECTOR) + offset
+            constant = head * (num_tiles * (GROUPS * VECTOR)) + offset
             shift = tl.load(bias_ptr + constant) if HAS_BIAS else 0.0
             inverse = tl.load(inverse_frequency_ptr + constant) if REBALANCED else 0.0
             label_weight = tl.load(label_weight_ptr + constant) if HAS_LABEL_WEIGHT else 1.0

@@ -21,8 +21,8 @@ from .triton_terms import DenseTerms, SparseTerms
 
 # Programs whose sums one of them adds up: all of them at one counter would queue.
 TEAM = 128
-# Up to so many waves of programs each finds its own labels and row sums: a launch less. With more rows that is more work
-# than a launch.
+# Up to so many waves of programs each finds its own labels and row sums: a launch less. With more rows that is more
+# work than a launch.
 WAVES = 1
 # Plans kept: a training loop needs one or two, and each number of labels or samples another.
 _MOST_KEPT = 256
@@ -64,7 +64,7 @@ class Plan:
         programs = grid(self.num_rows, self.num_labels, cut, at_once)
         self.num_programs = programs.num_programs
         self.grid = self.num_programs, 1, 1
-        self.copy_stride = cut.num_tiles * cut.groups * cut.vector
+        copy_stride = cut.num_tiles * cut.groups * cut.vector
         self._check_limits(problem)
         few = self.num_rows * cut.num_tiles <= WAVES * at_once
         self.find_labels = self.csr and few
@@ -80,7 +80,6 @@ class Plan:
             0 if mask is None else mask.stride(0),
         )
         self.numbers = (
-            self.copy_stride,
             cut.num_tiles,
             programs.num_fringe,
             self.num_programs,
@@ -112,10 +111,10 @@ class Plan:
         if self._num_offsets or self._num_slopes:
             self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self._num_slopes > 0)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
-        num_bytes = cut.vector * self.copy_stride * 4 * sum(part is not None for part in labels)
+        num_bytes = cut.vector * copy_stride * 4 * sum(part is not None for part in labels)
         self._may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
         self._constants_key = constants_key(self.spec, self.dtype, self.device)
-        self._copies_key = cut.vector, self.copy_stride, self.spec.lam / math.log(2), *self._constants_key
+        self._copies_key = cut.vector, copy_stride, self.spec.lam / math.log(2), *self._constants_key
         self._losses: dict[tuple[object, ...], Launch] = {}
 
     def _check_limits(self, problem: Problem) -> None:

@@ -174,12 +174,6 @@ def test_programs_come_in_whole_waves(rows):
 def test_numbers_beyond_int32_are_refused():
     logits = torch.zeros(1).expand(1, 1 << 31)
     targets = torch.zeros(1, dtype=torch.bool).expand(1, 1 << 31)
+    given = Problem(logits, targets, LossSpec(), LabelConstants(None, None, None))
     with pytest.raises(ValueError, match="expected fewer rows, labels or label ids"):
-        Plan(
-            Problem(
-                logits,
-                torch.zeros(1, dtype=torch.bool).expand(1, 1 << 31),
-                LossSpec(),
-                LabelConstants(None, None, None),
-            )
-        )
+        Plan(given)
