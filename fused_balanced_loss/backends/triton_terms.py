@@ -59,7 +59,7 @@ class DenseTerms:
         self._narrow = num_labels <= NARROW
         if self._narrow:
             columns = max(16, 1 << (num_labels - 1).bit_length())
-            constants = (
+            constants: tuple[tuple[str, float], ...] = (
                 ("BETA", problem.spec.beta),
                 ("ROWS", _NARROW_ELEMENTS // columns),
                 ("COLUMNS", columns),
