@@ -149,7 +149,7 @@ def row_terms_kernel(
     # Columns before the row's first 16-byte boundary belong to no tile.
     head = distance_to_boundary(row, logits_stride, VECTOR)
     end = head + (num_labels - head) // VECTOR * VECTOR
-    SOME: tl.constexpr = 32
+    SOME: tl.constexpr = 16
     TILES: tl.constexpr = 128
     LARGEST: tl.constexpr = 2147483647
     for tile in range(0, num_tiles + 1, TILES):
