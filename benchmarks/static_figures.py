@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 sys.path.insert(0, os.path.dirname(__file__))
 from hardware import GPUS, floors
 
-from fused_balanced_loss.backends import triton as backend
+from fused_balanced_loss.backends import triton_grid, triton_plan
 from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
 from fused_balanced_loss.spec import LossSpec
 
@@ -41,6 +41,7 @@ TARGETS = {
 }
 # By name: WANT_VALUE, WANT_GRADIENT and UPSTREAM of the kernel.
 FORMS = {"one-pass": ("sum", True, ""), "forward": ("sum", False, ""), "backward": ("", True, "scalar")}
+_STRIDES = ("logits_stride", "targets_stride", "mask_stride", "gradient_stride")
 _DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -63,10 +64,17 @@ class Figures:
 
 
 def compile_kernel(
-    target: GPUTarget, form: str, *, loss: str = "DB", dtype: str = "bf16", csr: bool = True, width: int = WIDTH
+    target: GPUTarget,
+    form: str,
+    *,
+    loss: str = "DB",
+    dtype: str = "bf16",
+    csr: bool = True,
+    width: int = WIDTH,
+    find_labels: bool = False,
 ) -> tuple[triton.compiler.CompiledKernel, int]:
     """The compiled kernel, and the number of elements that a thread has in a tile."""
-    cut = backend.layout(width, width, _DTYPES[dtype], target.warp_size)
+    cut = triton_grid.layout(width, width, _DTYPES[dtype], target.warp_size)
     spec = LossSpec.preset(loss, corpus="pubmed")
     want_value, want_gradient, upstream = FORMS[form]
     compute = "fp64" if dtype == "fp64" else "fp32"
@@ -81,6 +89,7 @@ def compile_kernel(
         "inverse_frequency_ptr": compute if rebalanced else None,
         "label_weight_ptr": compute if class_balanced else None,
         "weight_slope_ptr": compute,
+        "row_sum_ptr": None,
         "row_weight_ptr": None,
         "mask_ptr": None,
         "upstream_ptr": compute if upstream else None,
@@ -90,23 +99,27 @@ def compile_kernel(
         "counters_ptr": "i32",
     }
     constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
-        "SPEC": backend.kernel_spec(spec),
+        "SPEC": triton_plan.kernel_spec(spec),
+        "BETA": spec.beta,
         "WANT_VALUE": want_value,
         "WANT_GRADIENT": want_gradient,
         "UPSTREAM": upstream,
         "CSR": csr,
+        "SLOPE": "here" if find_labels else "made",
+        "FIND_LABELS": find_labels,
         "HAS_BIAS": bool(spec.kappa),
         "REBALANCED": rebalanced,
         "HAS_LABEL_WEIGHT": class_balanced,
         "HAS_ROW_WEIGHT": False,
         "HAS_MASK": False,
         "ALIGNED_TARGETS": not csr,
+        "COPIES": cut.period > 1 and (rebalanced or class_balanced or bool(spec.kappa)),
         "PTX": target.backend == "cuda" and dtype != "fp64",
         "PERIOD": cut.period,
         "VECTOR": cut.vector,
         "GROUPS": cut.groups,
-        "FRINGE": backend.FRINGE,
-        "TEAM": backend.TEAM,
+        "FRINGE": triton_grid.FRINGE,
+        "TEAM": triton_plan.TEAM,
     }
     names = logits_loss_kernel.arg_names
     signature = {}
@@ -116,7 +129,7 @@ def compile_kernel(
         elif name in pointers:
             signature[name] = f"*{pointers[name]}"
         else:
-            signature[name] = "fp32" if name.startswith("scale") else "i32"
+            signature[name] = "fp32" if name.startswith("scale") else "i64" if name in _STRIDES else "i32"
     source = ASTSource(
         fn=logits_loss_kernel,
         signature=signature,
@@ -241,7 +254,8 @@ def row(name: str, loss: str, form: str, dtype: str, csr: bool, tmp: str) -> lis
     cells = [name, loss, form, dtype, "label ids" if csr else "uint8"]
     if target.backend != "cuda":
         amd = amd_figures(compiled)
-        spilled = amd["vgpr_spill_count"] + amd["sgpr_spill_count"]
+        # Scalar registers are spilled to lanes of vector registers, which takes no memory.
+        spilled = amd["vgpr_spill_count"]
         wide = [f"{amd[what]} of 16 B in all" for what in ("wide_loads", "wide_stores")]
         return [*cells, "", "", "", "", *wide, str(amd["vgpr_count"]), str(4 * spilled), ""]
     one = nvidia_figures(compiled, elements, tmp)

@@ -114,9 +114,13 @@ def either(y, A: tl.constexpr, B: tl.constexpr, like):
 
 
 @triton.jit
-def load_shift(bias_ptr, inside, SPEC: tl.constexpr):
-    """The biases, in the units that ``balanced_element`` takes them in."""
-    return tl.load(bias_ptr, mask=inside, other=0.0) * (SPEC[LAM_AT] * LOG2E)
+def load_shift(bias_ptr, inside, SPEC: tl.constexpr, READY: tl.constexpr):
+    """The biases, in the units that ``balanced_element`` takes them in. READY: they are in these units."""
+    bias = tl.load(bias_ptr, mask=inside, other=0.0)
+    if READY:
+        return bias
+    else:
+        return bias * (SPEC[LAM_AT] * LOG2E)
 
 
 @triton.jit

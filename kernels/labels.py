@@ -31,18 +31,30 @@ def tile_labels(col_ptr, low, high, start, group, lane, VECTOR: tl.constexpr):
     """
     bits = tl.zeros(group.shape, tl.int32)
     for entry in range(low, high):
-        column = tl.load(col_ptr + entry).to(tl.int32) - start
-        bits |= tl.where(group == column // VECTOR, 1 << (column % VECTOR), 0)
+        # Unsigned, so that the divisions are shifts; an id below the tile becomes one far above it.
+        column = (tl.load(col_ptr + entry).to(tl.int32) - start).to(tl.uint32)
+        bits |= tl.where(group == (column // VECTOR).to(tl.int32), 1 << (column % VECTOR).to(tl.int32), 0)
     return (bits[:, None] & (1 << lane)[None, :]) != 0
 
 
 @triton.jit
+def clamped(offset, num_ids):
+    """An offset of int64 as int32 in [0, num_ids]."""
+    LARGEST: tl.constexpr = 2147483647
+    return tl.minimum(tl.minimum(tl.maximum(offset, 0), LARGEST).to(tl.int32), num_ids)
+
+
+@triton.jit
 def row_bounds(crow_ptr, row, valid, num_ids):
-    """Where a row's label ids begin and end in ``col``; never outside it, whatever the offsets are."""
-    low = tl.load(crow_ptr + row, mask=valid, other=0)
-    high = tl.load(crow_ptr + row + 1, mask=valid, other=0)
-    low = tl.minimum(tl.maximum(low, 0), num_ids)
-    return low, tl.minimum(tl.maximum(high, low), num_ids)
+    """Where a row's label ids begin and end in ``col``, int32; never outside it, whatever the offsets are."""
+    low = clamped(tl.load(crow_ptr + row, mask=valid, other=0), num_ids)
+    return low, tl.maximum(clamped(tl.load(crow_ptr + row + 1, mask=valid, other=0), num_ids), low)
+
+
+@triton.jit
+def distance_to_boundary(row, stride, VECTOR: tl.constexpr):
+    """Elements from a row's beginning to its first multiple of VECTOR; the last bits do not mind an overflow."""
+    return (0 - row.to(tl.int32) * stride.to(tl.int32)) & (VECTOR - 1)
 
 
 @triton.jit
@@ -58,86 +70,96 @@ def search_label(crow_ptr, col_ptr, row, column, valid, num_ids):
     return valid & (low < end) & (tl.load(col_ptr + low, mask=low < end, other=-1) == column)
 
 
-@triton.jit(do_not_specialize=["num_labels", "num_ids", "targets_stride", "logits_stride", "num_tiles", "num_counters"])
+@triton.jit
+def slope_of_weight(row_sum, BETA: tl.constexpr):
+    """-BETA * log2(e) / row_sum, of which the exponent of the rebalanced weight is made.
+
+    No labels: minus infinity, which the weight takes as r = infinity.
+    """
+    return (1.0 / row_sum) * (-BETA * LOG2E)
+
+
+@triton.jit
+def sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, valid, num_labels, num_ids, AT_ONCE: tl.constexpr):
+    """Sum of 1/n over the labels of a row; NaN for invalid ids, and where offsets leave ``col``.
+
+    Ids are invalid that are out of range, out of order or repeated.
+    """
+    low, high = row_bounds(crow_ptr, row, valid, num_ids)
+    wrong = tl.load(crow_ptr + row, mask=valid, other=0) != low
+    wrong |= tl.load(crow_ptr + row + 1, mask=valid, other=0) != high
+    total = tl.zeros([AT_ONCE], inverse_frequency_ptr.dtype.element_ty)
+    invalid = tl.zeros([AT_ONCE], tl.int32) + wrong.to(tl.int32)
+    for begin in range(low, high, AT_ONCE):
+        entry = begin + tl.arange(0, AT_ONCE)
+        column = tl.load(col_ptr + entry, mask=entry < high, other=0)
+        before = tl.load(col_ptr + entry - 1, mask=(entry > low) & (entry < high), other=-1)
+        narrow = column.to(tl.int32)
+        inside = (narrow >= 0) & (narrow < num_labels) & (narrow == column)
+        invalid += ((entry < high) & ((inside == 0) | (before >= column))).to(tl.int32)
+        total += tl.load(inverse_frequency_ptr + narrow, mask=(entry < high) & inside, other=0.0)
+    return tl.where(tl.sum(invalid) > 0, float("nan"), tl.sum(total))
+
+
+@triton.jit
+def count_before(col_ptr, low, high, first, second, AT_ONCE: tl.constexpr):
+    """How many ids in ``col`` from ``low`` to ``high`` are below ``first``, and how many below ``second``."""
+    before_first = tl.zeros([AT_ONCE], tl.int32)
+    before_second = tl.zeros([AT_ONCE], tl.int32)
+    for begin in range(low, high, AT_ONCE):
+        entry = begin + tl.arange(0, AT_ONCE)
+        column = tl.load(col_ptr + entry, mask=entry < high, other=0)
+        before_first += ((column < first) & (entry < high)).to(tl.int32)
+        before_second += ((column < second) & (entry < high)).to(tl.int32)
+    return tl.sum(before_first), tl.sum(before_second)
+
+
+@triton.jit(do_not_specialize=["num_labels", "num_ids", "num_tiles"])
 def row_terms_kernel(
-    # Inputs: targets [N, C]; or crow [N + 1] and col [num_ids]; inverse_frequency [C]; row_sum [N].
-    targets_ptr,
+    # Inputs: crow [N + 1] and col [num_ids]; inverse_frequency [C].
     crow_ptr,
     col_ptr,
     inverse_frequency_ptr,
-    row_sum_ptr,
-    # Outputs: weight_slope [N]; tile_offsets [N, num_tiles + 1]; counters [num_counters].
+    # Outputs: weight_slope [N]; tile_offsets [N, num_tiles + 1].
     weight_slope_ptr,
     tile_offsets_ptr,
-    counters_ptr,
     # Shapes and strides, in elements.
     num_labels,
     num_ids,
-    targets_stride,
-    logits_stride,
+    logits_stride: tl.int64,
     num_tiles,
-    num_counters,
     # Constants of the compiled kernel.
     BETA: tl.constexpr,
-    CSR: tl.constexpr,
     REBALANCED: tl.constexpr,
-    HAS_ROW_SUM: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and for label ids the offsets
-    in ``col`` at which each tile's labels begin. The first program also sets the counters to zero.
+    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and the offsets in ``col``
+    at which each tile's labels begin.
 
     Ids that are out of range, out of order or repeated make weight_slope NaN, and so the row's loss and gradient. Where
     the weight is not rebalanced there is no weight_slope, and ids out of range are left out.
     """
     row = tl.program_id(0).to(tl.int64)
-    if row == 0:
-        for begin in range(0, num_counters, BLOCK):
-            counter = begin + tl.arange(0, BLOCK)
-            tl.store(counters_ptr + counter, 0, mask=counter < num_counters)
-    if CSR:
-        low, high = row_bounds(crow_ptr, row, True, num_ids)
-        # Columns before the row's first 16-byte boundary belong to no tile.
-        head = (VECTOR - (row * logits_stride) % VECTOR) % VECTOR
-        end = head + (num_labels - head) // VECTOR * VECTOR
     if REBALANCED:
-        total = tl.zeros([BLOCK], weight_slope_ptr.dtype.element_ty)
-        invalid = tl.zeros([BLOCK], tl.int32)
-        if HAS_ROW_SUM:
-            # The ids are a chunk of labels, which the caller has checked.
-            total = tl.where(tl.arange(0, BLOCK) == 0, tl.load(row_sum_ptr + row), total)
-        elif CSR:
-            invalid += ((tl.load(crow_ptr + row) != low) | (tl.load(crow_ptr + row + 1) != high)).to(tl.int32)
-            for begin in range(low, high, BLOCK):
-                entry = begin + tl.arange(0, BLOCK)
-                column = tl.load(col_ptr + entry, mask=entry < high, other=0)
-                before = tl.load(col_ptr + entry - 1, mask=(entry > low) & (entry < high), other=-1)
-                inside = (column >= 0) & (column < num_labels)
-                invalid += ((entry < high) & ((inside == 0) | (before >= column))).to(tl.int32)
-                total += tl.load(inverse_frequency_ptr + column, mask=(entry < high) & inside, other=0.0)
-        else:
-            for begin in range(0, num_labels, BLOCK):
-                column = begin + tl.arange(0, BLOCK)
-                raw = tl.load(targets_ptr + row * targets_stride + column, mask=column < num_labels, other=0)
-                inverse = tl.load(inverse_frequency_ptr + column, mask=column < num_labels, other=0.0)
-                # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
-                total += tl.where(raw == 1, inverse, 0.0)
-        # No labels: minus infinity, which the weight takes as r = infinity.
-        slope = (1.0 / tl.sum(total)) * (-BETA * LOG2E)
-        tl.store(weight_slope_ptr + row, tl.where(tl.sum(invalid) > 0, float("nan"), slope))
-    if CSR:
-        SOME: tl.constexpr = 32
-        TILES: tl.constexpr = 128
-        for tile in range(0, num_tiles + 1, TILES):
-            boundary = tile + tl.arange(0, TILES)
-            limit = tl.minimum(head + boundary.to(tl.int64) * TILE, end)
-            before = tl.zeros([TILES], tl.int32)
-            for begin in range(low, high, SOME):
-                entry = begin + tl.arange(0, SOME)
-                column = tl.load(col_ptr + entry, mask=entry < high, other=0)
-                is_before = (column[None, :] < limit[:, None]) & (entry < high)[None, :]
-                before += tl.sum(is_before.to(tl.int32), axis=1)
-            offset = (low + before).to(tl.int32)
-            tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, offset, mask=boundary <= num_tiles)
+        total = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, BLOCK)
+        tl.store(weight_slope_ptr + row, slope_of_weight(total, BETA))
+    low, high = row_bounds(crow_ptr, row, True, num_ids)
+    # Columns before the row's first 16-byte boundary belong to no tile.
+    head = distance_to_boundary(row, logits_stride, VECTOR)
+    end = head + (num_labels - head) // VECTOR * VECTOR
+    SOME: tl.constexpr = 16
+    TILES: tl.constexpr = 128
+    LARGEST: tl.constexpr = 2147483647
+    for tile in range(0, num_tiles + 1, TILES):
+        boundary = tile + tl.arange(0, TILES)
+        limit = tl.minimum(head + boundary * TILE, end)
+        before = tl.zeros([TILES], tl.int32)
+        for begin in range(low, high, SOME):
+            entry = begin + tl.arange(0, SOME)
+            # Beyond the last entry, and beyond int32, an id is above every limit.
+            column = tl.load(col_ptr + entry, mask=entry < high, other=LARGEST)
+            column = tl.minimum(tl.maximum(column, -1), LARGEST).to(tl.int32)
+            before += tl.sum((column[None, :] < limit[:, None]).to(tl.int32), axis=1)
+        tl.store(tile_offsets_ptr + row * (num_tiles + 1) + boundary, low + before, mask=boundary <= num_tiles)

@@ -18,14 +18,18 @@ _MOST_KEPT = 8
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
+def constants_key(spec: LossSpec, dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
+    """Under which the constants of the labels are kept: a mu that changes from step to step makes no new ones."""
+    return spec.weighting, spec.pooling, spec.beta_cb, spec.kappa, dtype, device
+
+
 def label_constants(
     statistics: LabelStatistics | None, spec: LossSpec, dtype: torch.dtype, device: torch.device
 ) -> LabelConstants:
     """Constants of the labels; kept with the statistics for the next call."""
     if statistics is None or not spec.needs_statistics:
         return LabelConstants(None, None, None)
-    # Of the spec's settings these alone decide: a mu that changes from step to step makes no new constants.
-    key = (spec.weighting, spec.pooling, spec.beta_cb, spec.kappa, dtype, device)
+    key = constants_key(spec, dtype, device)
     constants: LabelConstants | None = statistics.cache.get(key)
     if constants is None:
         # An inference tensor could not be saved for a later backward.

@@ -35,9 +35,25 @@ def has_ptx(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and not interpreting()
 
 
+_NOTHING_TO_DO = contextlib.nullcontext()
+
+
 def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Makes ``device`` the current one: Triton launches on the current device and its current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _NOTHING_TO_DO
+    return torch.cuda.device(device)
+
+
+def stream(device: torch.device) -> int:
+    """The current stream of a GPU as a number; 0 where there are no streams."""
+    # The public torch.cuda.current_stream makes an object each time, at several times the cost.
+    return int(torch._C._cuda_getCurrentRawStream(device.index)) if device.type == "cuda" else 0
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream's work is recorded in a CUDA graph instead of done."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def multiplies_into_float32(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -29,14 +30,14 @@ class LabelConstants(NamedTuple):
 class RowTerms(NamedTuple):
     """What the Triton kernel needs of each row of targets; made once, for the forward and the backward.
 
-    weight_slope: [N] in the compute dtype, -beta * log2(e) / row_sum; empty unless the weight is rebalanced.
-    tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; empty for dense targets.
-    counters: int32, zeros, by which the last program to finish knows that it is the last.
+    plan: a ``triton_plan.Plan``, which says how the launches of this problem go.
+    weight_slope: [N] in the compute dtype, -beta * log2(e) / row_sum; None where the kernel makes it, or needs none.
+    tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; None likewise.
     """
 
-    weight_slope: Tensor
-    tile_offsets: Tensor
-    counters: Tensor
+    plan: Any
+    weight_slope: Tensor | None
+    tile_offsets: Tensor | None
 
 
 class Problem(NamedTuple):
@@ -85,6 +86,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def gradient_like(logits: Tensor) -> Tensor:
     """Memory for the gradient of logits [N, C]; its rows are as far from a 16-byte boundary as those of the logits."""
+    if logits.is_contiguous():
+        return torch.empty_like(logits)
     num_rows, num_labels = logits.shape
     per_access = 16 // logits.element_size()
     stride = num_labels + (logits.stride(0) - num_labels) % per_access
@@ -115,7 +118,13 @@ def to_arguments(problem: Problem) -> tuple[Any, ...]:
 def from_arguments(arguments: tuple[Any, ...], num_labels: int) -> Problem:
     """The problem; every implementation but the reference computes from it as from the original."""
     logits, dense, crow, col, bias, inverse_frequency, label_weight, row_weight, label_mask, numbers = arguments
-    settings: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))
     targets = SparseTargets(crow, col, num_labels, check=False) if dense is None else dense
     labels = LabelConstants(bias, inverse_frequency, label_weight)
-    return Problem(logits, targets, LossSpec(**settings), labels, row_weight, label_mask)
+    return Problem(logits, targets, _spec_of(tuple(numbers)), labels, row_weight, label_mask)
+
+
+@functools.lru_cache(maxsize=64)
+def _spec_of(numbers: tuple[float, ...]) -> LossSpec:
+    """The spec of these numbers: the same object for the same numbers, by which a backend finds what it has kept."""
+    settings: dict[str, Any] = dict(zip(_NUMBERS, numbers, strict=True))
+    return LossSpec(**settings)

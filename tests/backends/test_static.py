@@ -13,9 +13,11 @@ SCRIPT = """
 import json, sys, tempfile
 sys.path.insert(0, "benchmarks")
 import static_figures as static
-name, form, dtype, loss, csr = sys.argv[1:]
+name, form, dtype, loss, csr, *find = sys.argv[1:]
 target = static.TARGETS[name]
-compiled, elements = static.compile_kernel(target, form, dtype=dtype, loss=loss, csr=csr == "csr")
+compiled, elements = static.compile_kernel(
+    target, form, dtype=dtype, loss=loss, csr=csr == "csr", find_labels=bool(find)
+)
 with tempfile.TemporaryDirectory() as tmp:
     figures = (vars(static.nvidia_figures(compiled, elements, tmp)) if target.backend == "cuda"
                else static.amd_figures(compiled))
@@ -42,6 +44,17 @@ def test_nvidia(target, form, dtype):
     assert one["instructions"] <= 29
     assert one["with_labels"] <= 42
     assert one["registers"] <= 80
+    if dtype == "bf16" and target != "sm_100":
+        # 32 programs of a warp fill a processor.
+        assert one["registers"] <= 64
+
+
+def test_kernel_that_finds_its_labels():
+    """For few rows the kernel makes the rows' terms itself: no spills, and as many programs at once."""
+    one = figures("sm_90", "one-pass", "bf16", "DB", "csr", "find")
+    assert one["loads"]["16"] == one["stores"]["16"] == 1
+    assert one["spilled_bytes"] == 0
+    assert one["registers"] <= 64
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CB-NTR", "DB-0FL"])
@@ -76,7 +89,9 @@ def test_committed_table_is_within_the_bounds():
         assert "16 B" in row["loads"] and (row["form"] == "forward" or "16 B" in row["stores"])
         if row["target"] != "gfx942":
             main = row["form"] == "one-pass" and row["targets"] == "label ids"
-            assert float(row["mean"]) <= (31 if main else 33)
+            # The next row costs sm_80 an instruction an element with dense targets, where memory is the limit.
+            most = 31 if main else 34 if row["target"] == "sm_80" and row["targets"] == "uint8" else 33
+            assert float(row["mean"]) <= most
             assert float(row["special functions"]) <= {"bf16": 4, "fp32": 4.1}[row["logits"]]
 
 

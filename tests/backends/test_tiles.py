@@ -8,12 +8,21 @@ from oracle import assert_within_rule, elements, plain
 from test_losses import DIGITS, loss_and_gradient, problem
 
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss.backends.problem import LabelConstants, Problem
+from fused_balanced_loss.backends.triton_grid import grid, layout, reciprocal
+from fused_balanced_loss.backends.triton_plan import Plan
 
 pytestmark = pytest.mark.slow
 
 DB = LossSpec.preset("DB")
 FORMS = {"uint8": lambda y: y.byte(), "float": lambda y: y.float(), "csr": SparseTargets.from_dense}
 WIDTH = 601  # Two tiles and a part, rows at every offset to 16 bytes.
+
+
+@pytest.fixture(params=["terms made here", "terms made before"])
+def terms(request, monkeypatch):
+    """Both ways to a row's terms: in the kernel, as for few rows, and by a launch of their own, as for many."""
+    monkeypatch.setattr("fused_balanced_loss.backends.triton_plan.WAVES", int(request.param == "terms made here"))
 
 
 def crowded(dtype, seed=5):
@@ -30,6 +39,7 @@ def crowded(dtype, seed=5):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["DB", "CB-NTR", "DB-0FL", "ASL"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("terms")
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, name, form, device):
     logits, targets, statistics = crowded(dtype)
     spec = LossSpec.preset(name)
@@ -49,6 +59,7 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype, name, form, device):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", ["forward", "backward", "in_place"])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.usefixtures("terms")
 def test_every_form_of_the_kernel(reduction, mode, form, device):
     """float64, with a label mask, weights of samples, and an upstream gradient."""
     if reduction == "none" and mode != "backward":
@@ -92,7 +103,7 @@ def test_extreme_logit_at_a_label(value, form, device):
 
 @pytest.mark.parametrize("team", [2, 16, 128])
 def test_sum_over_teams_of_programs(team, device, monkeypatch):
-    monkeypatch.setattr("fused_balanced_loss.backends.triton.TEAM", team)
+    monkeypatch.setattr("fused_balanced_loss.backends.triton_plan.TEAM", team)
     logits, targets, statistics = crowded(torch.float64)
     for form in FORMS.values():
         for spec in (DB, LossSpec()):
@@ -110,3 +121,59 @@ def test_bits_repeat(form, device):
     first, second = (loss_and_gradient(logits, given, statistics, DB, device, impl="triton") for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("form", ["csr", "uint8"])
+@pytest.mark.parametrize("rows", [1, 40, 90])
+@pytest.mark.usefixtures("terms")
+def test_programs_take_several_rows(rows, form, device, monkeypatch):
+    """Strips of rows on a device that holds few programs at once; narrow rows; rows without a fringe."""
+    monkeypatch.setattr("fused_balanced_loss.backends.device.num_processors", lambda device: 1)
+    for width in (90, 264):
+        logits, targets, statistics = problem(rows, width, dtype=torch.float64)
+        expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, DB)
+        loss, ours = loss_and_gradient(
+            logits, FORMS[form](targets), statistics, DB, device, reduction="sum", impl="triton"
+        )
+        torch.testing.assert_close(loss, expected.sum(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(ours, gradient, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("width", [257, 1003, 4099])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32])
+def test_row_sums_of_dense_targets(dtype, width, device):
+    """Rows cut into parts of whole accesses, with labels in the first and the last columns, at any distance of rows."""
+    rows = 5
+    logits, targets, statistics = problem(rows, width)
+    targets[:, :3] = targets[:, -2:] = True
+    padded = torch.full((rows, width + 3), 1).to(dtype)
+    padded[:, :width] = targets
+    expected, _ = loss_and_gradient(logits.double(), targets, statistics, DB, device, impl="reference")
+    loss, _ = loss_and_gradient(logits, padded[:, :width], statistics, DB, device, impl="triton")
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_plan_divides_by_multiplying():
+    for divisor in (1, 2, 3, 7, 64, 1000, 12345, 1 << 20, (1 << 31) - 1):
+        magic, shift = reciprocal(divisor)
+        for number in (0, 1, divisor - 1, divisor, divisor + 1, 123456789, (1 << 31) - 1):
+            if number < 1 << 31:
+                assert (2 * number * (magic % (1 << 32)) >> 32) >> shift == number // divisor
+
+
+@pytest.mark.parametrize("rows", [1, 32, 64, 256, 1024, 4096])
+def test_programs_come_in_whole_waves(rows):
+    """On 132 processors of 32 programs each, the last wave is at least two thirds full where there is more than one."""
+    cut = layout(18211, 18211, 2, 32)
+    programs = grid(rows, 18211, cut, 132 * 32)
+    waves = programs.num_strips * cut.num_tiles / (132 * 32)
+    assert waves <= 1 or waves / -(-waves // 1) > 2 / 3
+    assert programs.num_fringe * 64 >= rows * 16
+
+
+def test_numbers_beyond_int32_are_refused():
+    logits = torch.zeros(1).expand(1, 1 << 31)
+    targets = torch.zeros(1, dtype=torch.bool).expand(1, 1 << 31)
+    given = Problem(logits, targets, LossSpec(), LabelConstants(None, None, None))
+    with pytest.raises(ValueError, match="expected fewer rows, labels or label ids"):
+        Plan(given)

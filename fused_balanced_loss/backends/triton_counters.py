@@ -1,0 +1,38 @@
+"""Counters by which the last program of a launch knows that it is the last."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from . import device as devices
+
+# Streams and threads whose counters are kept: most processes have one or two.
+_MOST_KEPT = 64
+_kept: dict[tuple[torch.device, int, int], Tensor] = {}
+
+
+def counters(device: torch.device, number: int) -> Tensor:
+    """At least ``number`` zeros, int32, for a launch on the current stream that leaves zeros behind.
+
+    Launches on one stream run one after the other, so they share one tensor. Threads do not share it, because one
+    number may name another stream in each thread. A CUDA graph may be replayed on any stream, so it gets its own.
+    """
+    if devices.is_capturing(device):
+        return torch.zeros(number, dtype=torch.int32, device=device)
+    key = device, devices.stream(device), threading.get_ident()
+    kept = _kept.get(key)
+    if kept is None or kept.shape[0] < number:
+        while len(_kept) >= _MOST_KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        # An inference tensor could not be written to elsewhere.
+        with torch.inference_mode(False):
+            kept = _kept[key] = torch.zeros(max(number, 1024), dtype=torch.int32, device=device)
+    return kept
+
+
+def forget() -> None:
+    """Drops all counters, because a launch that failed may have left others than zeros."""
+    _kept.clear()
