@@ -66,7 +66,9 @@ def main() -> None:
         texts, ids = documents(number, seed)
         tokens = tokenizer(texts)["input_ids"]
         parts.append([{"input_ids": row, "labels": labels} for row, labels in zip(tokens, ids, strict=True)])
-    statistics = LabelStatistics.from_targets([sample["labels"] for sample in parts[0]], num_labels=len(WORDS))
+    train_ids = [sample["labels"] for sample in parts[0]]
+    statistics = LabelStatistics.from_targets(train_ids, num_labels=len(WORDS))
+    loss = DistributionBalancedLoss(statistics, mu=statistics.suggest_mu(train_ids))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
@@ -78,7 +80,7 @@ def main() -> None:
             train_dataset=parts[0],
             eval_dataset=parts[1],
             data_collator=DataCollatorForMultiLabel(tokenizer, len(WORDS)),
-            compute_loss_func=compute_loss_func(DistributionBalancedLoss(statistics)),
+            compute_loss_func=compute_loss_func(loss),
             compute_metrics=compute_metrics(ThresholdedF1(len(WORDS))),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)

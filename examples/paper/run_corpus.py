@@ -17,13 +17,15 @@ from settings import add_settings, existing_file, given_settings, integer
 
 PARTITION = Partition(validation=0.1, test=0.1, seed=0, min_label_count=1)
 HEADS = heads(HeadSettings())
+# Where results go unless the options say so; NAME is that of the file.
+UNNAMED = Path("runs/NAME")
 
 
 def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser(
         "Trains on texts and labels of one's own with each of the eight losses of Huang et al. (EMNLP 2021), and an "
         "SVM, and prints tables of the paper's form.",
-        Path("runs/corpus"),
+        UNNAMED,
     )
     add = parser.add_argument
     text = "documents as .jsonl, .csv or .tsv, also with .gz; parts that nothing names are drawn from them"
@@ -40,6 +42,9 @@ def corpus_options(arguments: Sequence[str] | None = None) -> argparse.Namespace
     add("--tail", type=integer(0), default=PUBMED_TAIL, help="tail labels have as many, or fewer")
     add_settings(parser, PARTITION)
     options = parse_options(parser, arguments, HEADS)
+    if options.output == UNNAMED:
+        # Each corpus has a folder of its own.
+        options.output = UNNAMED.with_name(options.file.name.split(".")[0])
     required_packages.require("datasets")
     if options.tail >= options.head:
         parser.error(f"argument --tail: expected less than --head {options.head}, got {options.tail}")

@@ -220,6 +220,9 @@ def _targets(documents: "Documents", train: Rows, least: int) -> tuple[list[str]
         unseen = int((count == 0).sum()) if least else 0
         rest = f", {unseen:,} of them in validation or test only" if unseen else ""
         remarks.append(f"{dropped:,} labels with fewer than {least} training documents dropped{rest}")
+    # A few documents may all have one label by chance.
+    if shape[0] >= 100 and np.diff(left.indptr).max() < 2:
+        remarks.append("no document has more than one label: see that labels are separated as the options say")
     if bare := int((np.diff(left.indptr) == 0).sum()):
         remarks.append(f"{bare:,} documents are left without any label; they count as negatives of all")
     return names[kept].tolist(), left, remarks
