@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import device as devices
+from .constants import MOST_KEPT
 from .problem import LabelConstants, Problem
 
 # Copies of more bytes would push the logits out of a GPU's cache; then one copy is read 4 bytes at a time.
@@ -36,18 +37,18 @@ def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[
     number, stride, bias_unit, *_ = copies_key
     with torch.inference_mode(False), torch.no_grad():
         parts = [
-            None if part is None else _copies(part, number, stride, fill)
-            for part, fill in zip(problem.labels, _FILL, strict=True)
+            None if part is None else _copies(part, number, stride, fill, unit)
+            for part, fill, unit in zip(problem.labels, _FILL, (bias_unit, 1.0, 1.0), strict=True)
         ]
-        if parts[0] is not None:
-            parts[0] *= bias_unit
     made = LabelConstants(*parts)
+    for old in [other for other in cache if other != key][: max(0, len(cache) + 1 - MOST_KEPT)]:
+        cache.pop(old, None)
     cache[copies_key] = problem.labels, made
     return made
 
 
-def _copies(part: Tensor, number: int, stride: int, fill: float) -> Tensor:
+def _copies(part: Tensor, number: int, stride: int, fill: float, unit: float) -> Tensor:
     # On the CPU: a copy from there is finished when the call returns, for all streams.
     padded = torch.full((stride + number,), fill, dtype=part.dtype)
-    padded[: part.shape[0]] = part.cpu()
+    padded[: part.shape[0]] = part.cpu() * unit
     return padded.as_strided((number, stride), (1, 1)).contiguous().to(part.device)

@@ -12,7 +12,7 @@ from . import device
 from .problem import LabelConstants
 
 # Specs, dtypes and devices whose constants one LabelStatistics keeps: a training loop uses one or two.
-_MOST_KEPT = 8
+MOST_KEPT = 8
 # Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
 # stays in cache, on a GPU so that few operators are started.
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
@@ -37,7 +37,7 @@ def label_constants(
             constants = _make_label_constants(statistics, spec, dtype, device)
         # Tracing and fake modes make tensors without memory, which later calls must not find.
         if not torch.compiler.is_compiling() and all(part is None or type(part) is Tensor for part in constants):
-            while len(statistics.cache) >= _MOST_KEPT:
+            while len(statistics.cache) >= MOST_KEPT:
                 statistics.cache.pop(next(iter(statistics.cache)), None)
             statistics.cache[key] = constants
     return constants

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 import triton
 from torch import Tensor
 from triton import knobs
-from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.jit import JITFunction
 
 # The versions whose launchers take the arguments that `_Direct` gives them.
@@ -123,7 +123,9 @@ class _Direct:
         ):
             self.in_c = run.launch
             self.flags = run.launch_cooperative_grid, run.launch_pdl
-            kind = nvidia_driver.PyKernelArg(nested_tuple=None, type=nvidia_driver.ARG_KERNEL)
+            # Triton for AMD's GPUs need not have this module.
+            module: Any = sys.modules[type(run).__module__]
+            kind = module.PyKernelArg(nested_tuple=None, type=module.ARG_KERNEL)
             self.kinds = [kind] * number, run.kernel_signature
 
 

@@ -8,6 +8,8 @@ from oracle import assert_within_rule, elements, plain
 from test_losses import DIGITS, loss_and_gradient, problem
 
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss.backends.aligned_copies import aligned_copies
+from fused_balanced_loss.backends.constants import MOST_KEPT, constants_key, label_constants
 from fused_balanced_loss.backends.problem import LabelConstants, Problem
 from fused_balanced_loss.backends.triton_grid import grid, layout, reciprocal
 from fused_balanced_loss.backends.triton_plan import Plan
@@ -177,3 +179,21 @@ def test_numbers_beyond_int32_are_refused():
     given = Problem(logits, targets, LossSpec(), LabelConstants(None, None, None))
     with pytest.raises(ValueError, match="expected fewer rows, labels or label ids"):
         Plan(given)
+
+
+def test_copies_of_the_constants():
+    """Each begins one label later; what is kept of them is bounded, and a chunk of the labels has none."""
+    logits, targets, statistics = problem(2, 300)
+    key = constants_key(DB, torch.float32, logits.device)
+    labels = label_constants(statistics, DB, torch.float32, logits.device)
+    given = Problem(logits, targets, DB, labels, statistics=statistics)
+    for lam in range(1, 20):
+        copies = aligned_copies(given, key, (8, 512, float(lam), *key))
+        assert len(statistics.cache) <= MOST_KEPT and statistics.cache[key] is labels
+        assert aligned_copies(given, key, (8, 512, float(lam), *key)) is copies
+        for h in range(8):
+            assert torch.equal(copies.bias[h, : 300 - h], labels.bias[h:] * lam)
+            assert torch.equal(copies.inverse_frequency[h, : 300 - h], labels.inverse_frequency[h:])
+        assert (copies.inverse_frequency[:, 300:] == 1).all() and (copies.bias[:, 300:] == 0).all()
+    chunk = given._replace(labels=labels._replace(bias=labels.bias[:100]))
+    assert aligned_copies(chunk, key, (8, 512, 1.0, *key)) is None
