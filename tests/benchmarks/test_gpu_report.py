@@ -10,9 +10,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def add_benchmarks(monkeypatch):
+    """Puts their folder on the path, and out of the way the examples' modules of the same names."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        other = sys.modules.get(path.stem)
+        if other is not None and not str(other.__file__).startswith(str(path.parent)):
+            monkeypatch.delitem(sys.modules, path.stem)
+
+
 @pytest.fixture
 def jobs(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    add_benchmarks(monkeypatch)
     import report_jobs
 
     return report_jobs
@@ -21,7 +30,7 @@ def jobs(monkeypatch):
 @pytest.fixture
 def gpu_report(monkeypatch):
     pytest.importorskip("triton")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    add_benchmarks(monkeypatch)
     # The module sets them where there is no GPU; they must not outlive the test.
     for name in ("TRITON_INTERPRET", "BENCHMARK_COPY_BYTES", "BENCHMARK_MATMUL_SIZE"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))

@@ -361,7 +361,7 @@ def errors_name_what_is_wrong():
     _, shards = pair(db, statistics, mesh)
     with raises(ValueError, "targets: expected shape", f"{[N, C]}"):
         shards(features, dense[:, : shards._sizes[0]])
-    with raises(ValueError, "weight: expected"):
+    with raises(ValueError, "features: expected"):
         shards(features[:, 1:], dense)
     with raises(ValueError, "features: expected at least one sample"):
         shards(features[:0], dense[:0])
