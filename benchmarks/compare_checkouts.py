@@ -149,7 +149,7 @@ def main() -> int:
             print(f"{number} of {len(todo)}: {', '.join(rows[-1].values())}", file=sys.stderr)
     if rows:
         print(f"\n{markdown(pd.DataFrame(rows))}")
-    print(f"\nFrom loss(z, y) to the launch, DB at 2 x 1,000:\n\n{host_frames(checkouts)}")
+    print(f"\nFrom loss(z, y) to the launch, DB, 1,000 labels:\n\n{host_frames(checkouts)}")
     return 1 if failed else 0
 
 

@@ -29,8 +29,8 @@ GRADIENT_MODES: tuple[str, ...] = get_args(GradientMode)
 LOGITS_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # PyTorch compares these on few devices. None of their values becomes 0 or 1 as int64.
-_WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_TARGET_DTYPES = (torch.bool, *_INTEGERS, *_WIDE_UNSIGNED, *LOGITS_DTYPES)
+_WIDE_UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
+_TARGET_DTYPES = frozenset((torch.bool, *_INTEGERS, *_WIDE_UNSIGNED, *LOGITS_DTYPES))
 # Fewer logits than these may all lie in [0, 1] by chance.
 _ENOUGH_TO_TELL = 64
 
@@ -166,9 +166,9 @@ def flat_batch(
 
 
 def _check_given(
-    name: str, value: Tensor | SparseTargets, shapes: list[tuple[int, ...]], meaning: str, device: torch.device
+    name: str, value: Tensor | SparseTargets, shapes: tuple[tuple[int, ...], ...], meaning: str, device: torch.device
 ) -> None:
-    if tuple(value.shape) not in shapes:
+    if value.shape not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"{name}: expected shape {expected}{meaning}, got {list(value.shape)}")
     if isinstance(value, Tensor) and value.requires_grad:
@@ -185,7 +185,7 @@ def _flat_targets(
     if isinstance(targets, Tensor) and targets.layout != torch.strided:
         targets = SparseTargets.from_torch(targets)
     if isinstance(targets, SparseTargets):
-        _check_given("targets", targets, [(math.prod(shape[:-1]), shape[-1])], ", as the logits", device)
+        _check_given("targets", targets, ((math.prod(shape[:-1]), shape[-1]),), ", as the logits", device)
         return targets.contiguous()
     if not isinstance(targets, Tensor):
         raise TypeError(
@@ -194,7 +194,7 @@ def _flat_targets(
         )
     if targets.dtype not in _TARGET_DTYPES:
         raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
-    _check_given("targets", targets, [tuple(shape)], ", as the logits", device)
+    _check_given("targets", targets, (shape,), ", as the logits", device)
     return flat_rows(targets.to(torch.int64) if targets.dtype in _WIDE_UNSIGNED else targets)
 
 
@@ -208,7 +208,7 @@ def _flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], de
             f"sample_weight: expected a dense tensor of real numbers, got {sample_weight.dtype} of layout "
             f"{sample_weight.layout}"
         )
-    _check_given("sample_weight", sample_weight, [tuple(shape[:-1])], ", one for each sample", device)
+    _check_given("sample_weight", sample_weight, (shape[:-1],), ", one for each sample", device)
     return flat_rows(sample_weight.reshape(1, -1))[0]
 
 
@@ -218,7 +218,7 @@ def _flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: 
     if not isinstance(label_mask, Tensor) or label_mask.dtype != torch.bool or label_mask.layout != torch.strided:
         got = label_mask.dtype if isinstance(label_mask, Tensor) else type(label_mask).__name__
         raise TypeError(f"label_mask: expected a dense bool tensor, got {got}")
-    _check_given("label_mask", label_mask, [tuple(shape[-1:]), tuple(shape)], "", device)
+    _check_given("label_mask", label_mask, (shape[-1:], shape), "", device)
     if label_mask.dim() == 1:
         return label_mask.contiguous().expand(math.prod(shape[:-1]), -1)
     return flat_rows(label_mask)

@@ -86,7 +86,8 @@ def forget() -> None:
 
 def num_threads(num_elements: int) -> int:
     """Threads for a kernel over so many elements."""
-    return max(1, min(torch.get_num_threads(), num_elements // _ELEMENTS_A_THREAD))
+    most = num_elements // _ELEMENTS_A_THREAD
+    return 1 if most <= 1 else min(torch.get_num_threads(), most)
 
 
 def pointer(tensor: Tensor | None) -> int | None:
