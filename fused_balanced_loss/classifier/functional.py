@@ -55,15 +55,15 @@ def linear_balanced_loss(
         targets, spec, statistics, sample_weight, label_mask, ignore_index: as for :func:`balanced_loss`, for logits
             [..., C].
         reduction: ``"mean"`` or ``"sum"``.
-        chunk_size: labels of a chunk, at least 1. None: a multiple of 128; on a CPU as many as keep weights and logits
-            of a chunk in cache (12 MiB), on a GPU as have 128 MiB of weights and at most as many of logits.
+        chunk_size: labels of a chunk, at least 1. None: a multiple of 128; on a CPU as many as have 32 MiB of
+            weights and logits, on a GPU 128 MiB of weights and at most as many of logits.
         impl: as for :func:`balanced_loss`; ``"reference"`` makes the logits.
         gradient: ``"forward"`` makes the gradients in the pass that computes the loss, and keeps them;
             ``"backward"`` computes each chunk's logits again. ``"auto"``: forward.
         update: an in-place optimizer that changes weight and bias in the backward, chunk by chunk; they get no
             gradient. Each backward is one step. Weight and bias that do not require grad stay as they are. The backward
             makes each chunk's logits again, but where the gradient of all logits takes no more memory than a chunk may
-            (128 MiB on a GPU, 12 on a CPU) it is kept from the forward. Under torch.compile the graph breaks here.
+            (128 MiB on a GPU, 32 on a CPU) it is kept from the forward. Under torch.compile the graph breaks here.
 
     Returns:
         float32 (float64 for float64 features), no dimensions. Products accumulate in float32; factor and upstream
