@@ -13,7 +13,7 @@ from ..backends.constants import row_sums
 from ..backends.problem import LabelConstants, Problem
 from ..targets import SparseTargets
 
-# On the CPU: bytes of a chunk's weights and logits together. Smaller chunks stay in cache between the three products, and
+# On the CPU: bytes of a chunk's weights and logits together. Smaller chunks stay in cache between the three products,
 # larger ones cost fewer passes over the features' gradient: on an Intel Xeon, 32 x 18,211 x 768 took 8 % less time than
 # with 12 MiB, and 128 x 131,072 x 768 as much (benchmarks/README.md).
 # On a GPU: bytes of a chunk's weights, and at most as many of its logits. A chunk that fits the level-2 cache of an
