@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hardware import Gpu
-from time_model import ASSUMED, Kernel, copy_rate, loss_kernel
+from time_model import ASSUMED, Kernel, copy_rate, loss_kernel, terms_kernels
 
 CHUNK_BYTES = 128 << 20
 # Labels of a chunk are a multiple of this.
@@ -72,7 +72,7 @@ def chunk_kernels(one: Classifier, gpu: Gpu, labels: int, how: str = "separate",
     written, logits_near = _split(logits, near), _split(logits, near)
     logits_far, weight_again = _split(logits, far), _split(weight, far)
     product = Kernel("logits", weight + written[0], features + written[1], flops)
-    terms = Kernel("rows' terms", waves=1.0, triton=True)
+    terms = terms_kernels(rows, labels)
     loss = loss_kernel(rows, labels, logits_far[0] + written[0], logits_far[1] + written[1])
     bias = Kernel("bias gradient", *logits_near, waves=1.0)
     # Few tiles of features for many labels: the product is cut along the labels, and its parts are added.
@@ -81,12 +81,12 @@ def chunk_kernels(one: Classifier, gpu: Gpu, labels: int, how: str = "separate",
     )
     d_weight = Kernel("weight gradient", weight + logits_far[0], features + logits_far[1], flops)
     if how == "separate":
-        return [product, terms, loss, bias, d_features, d_weight]
+        return [product, *terms, loss, bias, d_features, d_weight]
     both = product._replace(name="logits and loss", elements=loss.elements, instructions=loss.instructions, triton=True)
     if how == "epilogue":
-        return [terms, both, bias, d_features, d_weight]
+        return [*terms, both, bias, d_features, d_weight]
     both = both._replace(memory_bytes=both.memory_bytes + weight, flops=2 * flops)
-    return [terms, both, bias, d_features]
+    return [*terms, both, bias, d_features]
 
 
 def _split(number: float, share: float) -> tuple[float, float]:
@@ -123,7 +123,7 @@ def update_kernels(
         in bfloat16, and the backward would not make them again.
     """
     labels, number = one.chunks(chunk_bytes)
-    product, terms, loss, bias, d_features, d_weight = chunk_kernels(one, gpu, labels)
+    product, *before, loss, bias, d_features, d_weight = chunk_kernels(one, gpu, labels)
     weights = labels * one.num_features
     # The gradient of a chunk's weight is float32; it is written, and read by the update.
     gradient = d_weight._replace(memory_bytes=d_weight.memory_bytes + (4 - one.itemsize) * weights)
@@ -133,8 +133,8 @@ def update_kernels(
         # All logits' gradients pass through memory before the backward reads them.
         loss = loss._replace(memory_bytes=loss.memory_bytes + logits)
         bias = bias._replace(memory_bytes=logits, cache_bytes=0.0)
-        forward, backward = [product, terms, loss], [bias, d_features, gradient, update]
+        forward, backward = [product, *before, loss], [bias, d_features, gradient, update]
     else:
         value = loss._replace(name="loss alone", memory_bytes=max(0.0, loss.memory_bytes - logits))
-        forward, backward = [product, terms, value], [product, terms, loss, bias, d_features, gradient, update]
+        forward, backward = [product, *before, value], [product, *before, loss, bias, d_features, gradient, update]
     return (forward + backward) * number

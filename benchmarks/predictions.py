@@ -165,7 +165,7 @@ def page() -> str:
         f"{a.tensor:.0%} of its operations; {a.cache:.0%} of the level-2 cache usable, at "
         f"{a.cache_bytes_a_second / 1e12:.3g} TB/s; the host takes {seconds_text(a.operator)} for an operator of "
         f"PyTorch, {seconds_text(a.triton_launch)} for a Triton launch and {seconds_text(a.call)} for autograd and "
-        "checks. Instructions an element: the kernel's goals, "
+        "checks. Instructions an element, counted in an emulation of the compiled kernel: "
         + ", ".join(f"{count:.0f} at {rows:,} rows" for rows, count in INSTRUCTIONS)
         + '. "Graph": time on the device, as in a replayed CUDA graph. "Eager": the longer of this and the host\'s '
         "time.",
