@@ -21,7 +21,7 @@ from .spec import LossSpec, check_choice
 from .target_checks import check_binary
 from .targets import SparseTargets
 
-Reduction = Literal["none", "sum", "mean"]
+Reduction = Literal["none", "sum", "mean", "batchmean"]
 GradientMode = Literal["auto", "forward", "backward", "in_place"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 GRADIENT_MODES: tuple[str, ...] = get_args(GradientMode)
@@ -46,7 +46,7 @@ def check_settings(
     check_choice("impl", impl, IMPLS)
     check_choice("gradient", gradient, GRADIENT_MODES)
     if gradient == "in_place" and reduction == "none":
-        raise ValueError("gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'")
+        raise ValueError("gradient: 'in_place' needs a reduction to one number, got reduction 'none'")
 
 
 def check_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> None:

@@ -101,8 +101,8 @@ def balanced_loss(
             or SparseTargets of N rows.
         spec: which loss.
         statistics: label counts of the training set; None where the spec needs none.
-        reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"sum"``; ``"none"`` for
-            the loss of each element.
+        reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"batchmean"``: the sum
+            over the labels, the mean over the N samples; ``"sum"``; ``"none"`` for the loss of each element.
         sample_weight: [...] (the shape of the logits without C), real; multiplies the loss of each sample. The mean
             still divides by N * C. Not differentiated.
         label_mask: bool [C] or the shape of the logits; False leaves an element out of loss, gradient and mean. A
@@ -147,8 +147,10 @@ def balanced_loss(
     batch = flat_batch(shape, logits.device, targets, sample_weight, label_mask, ignore_index)
     # Not len(flat): torch.export would take the number for a constant.
     if flat.shape[0] == 0:
-        if reduction == "mean":
-            raise ValueError(f"logits: expected at least one sample for reduction 'mean', got shape {list(shape)}")
+        if reduction in ("mean", "batchmean"):
+            raise ValueError(
+                f"logits: expected at least one sample for reduction {reduction!r}, got shape {list(shape)}"
+            )
         return logits.to(dtype) if reduction == "none" else (logits * 0).sum(dtype=dtype)
     warn_of_probabilities(flat)
     if in_place and devices.kind(flat.device) == "cpu":
@@ -166,7 +168,7 @@ def balanced_loss(
     num_kept = batch.num_kept() if reduction == "mean" else None
     if impl == "reference":
         loss = reference.loss(problem)
-        loss = loss if reduction == "none" else loss.sum() * mean_scale(reduction, problem.label_mask, flat.numel())
+        loss = loss if reduction == "none" else loss.sum() * mean_scale(reduction, problem.label_mask, *flat.shape)
     elif compiling and impl in _OPAQUE:
         loss = operator(problem._replace(logits=flat), reduction, impl)
     else:
@@ -181,7 +183,7 @@ def balanced_loss(
 
 
 def _differentiable(logits: Tensor, problem: Problem, backend: Backend, reduction: str, gradient: str) -> Tensor:
-    scale = mean_scale(reduction, problem.label_mask, logits.numel())
+    scale = mean_scale(reduction, problem.label_mask, *logits.shape)
     problem = backend.prepare(problem)
     if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return backend.value(problem, reduction, scale)

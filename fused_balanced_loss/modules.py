@@ -22,7 +22,8 @@ class BalancedLoss(StatisticsModule):
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
         statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL).
-        reduction: ``"mean"`` over the N * C elements, ``"sum"``, or ``"none"`` for the loss of each element.
+        reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, ``"sum"``, or ``"none"`` for
+            the loss of each element.
         impl: which implementation computes the loss; see :func:`balanced_loss`.
         gradient: when the gradient is made, and where it is kept; see :func:`balanced_loss`.
 

@@ -169,7 +169,7 @@ CALLS = {
     ),
     "reduction": (
         ValueError,
-        r"^reduction: expected one of 'none', 'sum', 'mean'; got 'avg'",
+        r"^reduction: expected one of 'none', 'sum', 'mean', 'batchmean'; got 'avg'",
         {"reduction": "avg"},
     ),
     "reduction-none": (ValueError, r"^reduction: expected one of .*got None", {"reduction": None}),
@@ -179,7 +179,7 @@ CALLS = {
     "gradient-none": (ValueError, r"^gradient: expected one of .*got None", {"gradient": None}),
     "in-place-elements": (
         ValueError,
-        r"^gradient: 'in_place' needs reduction 'sum' or 'mean', got reduction 'none'",
+        r"^gradient: 'in_place' needs a reduction to one number, got reduction 'none'",
         {"gradient": "in_place", "reduction": "none"},
     ),
 }

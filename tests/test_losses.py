@@ -187,3 +187,23 @@ def test_gradcheck(gradient_mode, impl, name, device):
             (logits.to(device).requires_grad_(),),
             nondet_tol=0.0,
         )
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "compile"], indirect=True)
+@pytest.mark.parametrize("form", ["uint8", "csr"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_batchmean_sums_over_the_labels_and_averages_over_the_samples(masked, form, impl, device):
+    logits, targets, statistics = problem(dtype=torch.float64)
+    spec = LossSpec.preset("DB")
+    options = {"label_mask": (torch.arange(targets.shape[1]) % 3 > 0).to(device)} if masked else {}
+    expected, gradient = (
+        loss_and_gradient(logits, FORMS[form](targets), statistics, spec, device, impl="reference", **options, **how)
+        for how in ({"reduction": "none"}, {"reduction": "sum"})
+    )
+    loss, ours = loss_and_gradient(
+        logits, FORMS[form](targets), statistics, spec, device, impl=impl, reduction="batchmean", **options
+    )
+    torch.testing.assert_close(loss, expected[0].sum(1).mean(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(ours, gradient[1] / len(logits), rtol=1e-11, atol=1e-16)
+    with pytest.raises(ValueError, match="expected at least one sample for reduction 'batchmean'"):
+        balanced_loss(logits[:0].to(device), targets[:0].to(device), spec, statistics, reduction="batchmean", impl=impl)

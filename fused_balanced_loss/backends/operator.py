@@ -30,16 +30,18 @@ def operator(problem: Problem, reduction: str, impl: str) -> Tensor:
     return loss
 
 
-def mean_scale(reduction: str, label_mask: Tensor | None, num_elements: int) -> float:
+def mean_scale(reduction: str, label_mask: Tensor | None, num_rows: int, num_labels: int) -> float:
     """What the sum is multiplied by. A mean over a mask is divided after the sum, by what the mask keeps."""
-    return 1 / num_elements if reduction == "mean" and label_mask is None else 1.0
+    if reduction == "batchmean":
+        return 1 / num_rows
+    return 1 / (num_rows * num_labels) if reduction == "mean" and label_mask is None else 1.0
 
 
 def _loss(*arguments: Any) -> Tensor:
     *flat, reduction, impl = arguments
     problem = from_arguments(tuple(flat), flat[0].shape[1])
     return select(impl, problem).value(
-        problem, reduction, mean_scale(reduction, problem.label_mask, problem.logits.numel())
+        problem, reduction, mean_scale(reduction, problem.label_mask, *problem.logits.shape)
     )
 
 
@@ -58,7 +60,7 @@ def _gradient(*arguments: Any) -> Tensor:
     *flat, reduction, impl, upstream = arguments
     problem = from_arguments(tuple(flat), flat[0].shape[1])
     return select(impl, problem).gradient(
-        problem, upstream, mean_scale(reduction, problem.label_mask, problem.logits.numel())
+        problem, upstream, mean_scale(reduction, problem.label_mask, *problem.logits.shape)
     )
 
 

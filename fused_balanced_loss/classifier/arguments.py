@@ -26,7 +26,7 @@ def check_linear_settings(
     """Raises TypeError or ValueError, naming the setting, unless all fit together."""
     check_settings(spec, statistics, reduction, impl, "auto")
     if reduction == "none":
-        raise ValueError("reduction: expected 'mean' or 'sum', got 'none', which would need the logits")
+        raise ValueError("reduction: expected 'mean', 'batchmean' or 'sum', got 'none', which would need the logits")
     check_choice("gradient", gradient, LINEAR_GRADIENT_MODES)
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int)):
         raise TypeError(f"chunk_size: expected an integer or None, got {type(chunk_size).__name__}")

@@ -54,7 +54,7 @@ def linear_balanced_loss(
         bias: [C], or None.
         targets, spec, statistics, sample_weight, label_mask, ignore_index: as for :func:`balanced_loss`, for logits
             [..., C].
-        reduction: ``"mean"`` or ``"sum"``.
+        reduction: ``"mean"``, ``"batchmean"`` or ``"sum"``.
         chunk_size: labels of a chunk, at least 1. None: a multiple of 128; on a CPU as many as have 32 MiB of
             weights and logits, on a GPU 128 MiB of weights and at most as many of logits.
         impl: as for :func:`balanced_loss`; ``"reference"`` makes the logits.
@@ -143,9 +143,9 @@ def run(
     if shard is not None:
         shard.check_batch(flat, batch)
     if num_rows == 0:
-        if reduction == "mean":
+        if reduction != "sum":
             got = list(features.shape)
-            raise ValueError(f"features: expected at least one sample for reduction 'mean', got shape {got}")
+            raise ValueError(f"features: expected at least one sample for reduction {reduction!r}, got shape {got}")
         return _loss_of_nothing(flat, weight, bias, update)
     if impl == "reference":
         linear = torch.nn.functional.linear if shard is None else shard.logits
@@ -178,7 +178,7 @@ def run(
         if torch.compiler.is_compiling():
             # The update changes weight and bias, which an operator with a derivative must not.
             torch._dynamo.graph_break()
-        scale = mean_scale(reduction, batch.label_mask, num_rows * num_labels)
+        scale = mean_scale(reduction, batch.label_mask, num_rows, num_labels)
         chunked = ChunkedPass(problem, impl, chunk_size, (num_rows, flat.shape[1]), own_labels, scale)
         loss = _differentiable(inputs, weight, bias, chunked, gradient, update)
     if shard is not None:

@@ -30,7 +30,7 @@ class LinearBalancedLoss(StatisticsModule):
         num_features: D.
         num_labels: C; needed only without statistics (BCE, FL, ASL).
         bias: whether the classifier has one.
-        reduction: ``"mean"`` over the N * C elements, or ``"sum"``.
+        reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, or ``"sum"``.
         chunk_size: labels of a chunk; None: see :func:`linear_balanced_loss`.
         impl: which implementation computes the loss of a chunk; see :func:`balanced_loss`.
         gradient: ``"forward"`` makes the gradients in the pass that computes the loss; ``"backward"`` computes the

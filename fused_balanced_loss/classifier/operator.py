@@ -48,7 +48,7 @@ def _loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     )
     features: Tensor = flat[0]
     problem = from_arguments(flat, num_labels)._replace(logits=features.new_empty(0, dtype=dtype))
-    scale = mean_scale(reduction, problem.label_mask, len(features) * num_labels)
+    scale = mean_scale(reduction, problem.label_mask, len(features), num_labels)
     shape = (len(features), features.shape[1])
     chunked = ChunkedPass(problem, impl, chunk_size, shape, (first_label, num_own), scale)
     loss, gradients = chunked.run(features, weight, bias, wants=(wants[0], wants[1], wants[2]))

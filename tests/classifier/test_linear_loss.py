@@ -15,6 +15,7 @@ from fused_balanced_loss import (
     LossSpec,
     SGDUpdate,
     SparseTargets,
+    balanced_loss,
     linear_balanced_loss,
 )
 from fused_balanced_loss.backends.constants import label_constants
@@ -309,7 +310,7 @@ def test_empty_batch():
 BAD = {
     "chunk_size: expected at least 1": {"chunk_size": 0},
     "chunk_size: expected an integer": {"chunk_size": 2.0},
-    "reduction: expected 'mean' or 'sum'": {"reduction": "none"},
+    "reduction: expected 'mean', 'batchmean' or 'sum'": {"reduction": "none"},
     "gradient: expected one of": {"gradient": "in_place"},
     "impl: expected one of": {"impl": "cuda"},
     "bias: expected \\[37\\]": {"bias": torch.zeros(36)},
@@ -418,3 +419,18 @@ def test_what_lies_between_rows_is_no_part_of_a_product(dtype, update, chunk_siz
         assert predict_topk(features.detach(), weight.detach(), None, 3).logits.isfinite().all()
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_batchmean_is_that_of_the_loss_over_logits(masked, compiled):
+    (features, weight, bias), targets, statistics = problem()
+    mask = torch.arange(targets.shape[1]) % 3 > 0 if masked else None
+    options = {"reduction": "batchmean", "label_mask": mask}
+    run = torch.compile(linear_balanced_loss, fullgraph=True) if compiled else linear_balanced_loss
+    inputs = [part.detach().clone().requires_grad_() for part in (features, weight, bias)]
+    loss = run(*inputs, targets, DB, statistics, chunk_size=10, **options)
+    expected = balanced_loss(F.linear(*inputs), targets, DB, statistics, **options)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for one, other in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -142,7 +142,7 @@ def draw(seed: int, number: int, only: tuple[str, ...] = (), presets: bool = Fal
     ignore_index = rng.choice((-100, -1)) if may_ignore else None
     if dense and wide != torch.bool and rng.random() < 0.3:
         odd = rng.choice(("masked", "masked", "masked", "kept"))
-    reduction = rng.choice(("sum", "mean") if linear else tuple(REDUCTIONS))
+    reduction = rng.choice(("sum", "mean", "batchmean") if linear else tuple(REDUCTIONS))
     gradient = rng.choice(("auto", "auto", "forward", "backward", *(() if linear else ("in_place",))))
     dtype = rng.choice(FLOATS)
     sample_weight = rng.choice((None, None, "float16", "bfloat16", "float32", "float32", "float64", "int64"))
