@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics as stats
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,10 +65,6 @@ def graph_seconds(runs: Sequence[Callable[[], Any]], *, replays: int = _REPLAYS)
         times.append(start.elapsed_time(end) * 1e-3 / len(runs))
     del kept
     return times
-
-
-def median_graph_seconds(runs: Sequence[Callable[[], Any]]) -> float:
-    return stats.median(graph_seconds(runs))
 
 
 def _wall(runs: Sequence[Callable[[], Any]]) -> float:

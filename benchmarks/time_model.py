@@ -44,14 +44,15 @@ class Assumed(NamedTuple):
 
 ASSUMED = Assumed()
 # Instructions of an element of the one-pass kernel, by rows: the constants of a label are loaded once for many rows.
-# They were counted in an emulation of the compiled kernel (sm_90, bfloat16, label ids).
+# They were counted once, outside of this repository, by running the PTX of sm_90 on a CPU (bfloat16, label ids);
+# `make static` counts those of the loop alone.
 INSTRUCTIONS = ((64, 41.8), (256, 35.7), (1024, 32.2))
 SPECIAL_FUNCTIONS = 4.0
 # Logits of a main program's row, and the programs that a multiprocessor runs at a time.
 _TILE, _PROGRAMS = 256, 32
 _SLOTS = _PROGRAMS * GPUS["H200"].processors
-# Allocations of memory that a pass of the loss makes: three for the rows' terms, two for the sum.
-LOSS_ALLOCATIONS = 5
+# Allocations of memory that a pass over a chunk makes: the loss, its partial sums, and where each tile's labels begin.
+LOSS_ALLOCATIONS = 3
 
 
 class Kernel(NamedTuple):

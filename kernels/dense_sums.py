@@ -7,7 +7,7 @@ from .labels import any_label, distance_to_boundary, slope_of_weight
 from .ordered_sum import last_to_arrive
 
 
-@triton.jit(do_not_specialize=["num_labels", "num_parts", "part_blocks"])
+@triton.jit(do_not_specialize=["num_labels", "targets_stride", "num_parts", "part_blocks"])
 def dense_sums_kernel(
     # Inputs: targets [N, C]; inverse_frequency [C].
     targets_ptr,
@@ -59,7 +59,7 @@ def dense_sums_kernel(
         tl.store(weight_slope_ptr + row, slope_of_weight(tl.sum(parts), BETA))
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_labels"])
+@triton.jit(do_not_specialize=["num_rows", "num_labels", "targets_stride"])
 def narrow_sums_kernel(
     # Inputs: targets [N, C]; inverse_frequency [C]. Output: weight_slope [N].
     targets_ptr,

@@ -114,7 +114,7 @@ def count_before(col_ptr, low, high, first, second, AT_ONCE: tl.constexpr):
     return tl.sum(before_first), tl.sum(before_second)
 
 
-@triton.jit(do_not_specialize=["num_labels", "num_ids", "num_tiles"])
+@triton.jit(do_not_specialize=["num_labels", "num_ids", "logits_stride", "num_tiles"])
 def row_terms_kernel(
     # Inputs: crow [N + 1] and col [num_ids]; inverse_frequency [C].
     crow_ptr,

@@ -48,7 +48,7 @@ def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[
 
 
 def _copies(part: Tensor, number: int, stride: int, fill: float, unit: float) -> Tensor:
-    # On the CPU: a copy from there is finished when the call returns, for all streams.
+    # The copies are made on the CPU, because a transfer from there is finished when the call returns, for all streams.
     padded = torch.full((stride + number,), fill, dtype=part.dtype)
     padded[: part.shape[0]] = part.cpu() * unit
     return padded.as_strided((number, stride), (1, 1)).contiguous().to(part.device)

@@ -1,7 +1,8 @@
-"""One build of a kernel at a time, among processes that share a folder, and nothing left of a build whose process died.
+"""One build of a kernel at a time, among processes that share a folder; builds whose process died are removed.
 
 The system releases a lock when its process ends, however it ends. So what lies in the folder of a build whose lock is
-free was left by a process that died.
+free was left by a process that died. The empty lock files stay: to remove one would let two processes hold locks of the
+same name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the implementations ask of a device. Nothing else in the package asks whether a tensor is on a GPU."""
+"""What the implementations ask of a device, and nowhere else."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _version() -> tuple[int, ...]:
 
 
 _IS_KNOWN = _KNOWN_VERSIONS[0] <= _version() <= _KNOWN_VERSIONS[1]
-# Of hooks; otherwise nobody can tell whether there are any.
+# Triton keeps hooks in chains; without them nobody can tell whether there is one.
 _HAS_CHAINS = all(hasattr(getattr(knobs.runtime, f"launch_{when}_hook", None), "calls") for when in ("enter", "exit"))
 
 
@@ -41,7 +41,8 @@ class Launch:
 
     Triton compiles for dtypes, for arguments that are None, for constants, and for which pointers are multiples of 16
     bytes. The maker of a Launch fixes all of these but the last, which is looked at in each call. The kernel must have
-    its integers in ``do_not_specialize``, tensors first among its parameters, then numbers, then constants.
+    its integers in ``do_not_specialize``, those with a type too, and tensors first among its parameters, then numbers,
+    then constants.
 
     The first call for an alignment is Triton's own, and so is every call under launch hooks, debugging or the
     interpreter, and with a Triton whose launcher is not known here.
@@ -79,7 +80,7 @@ class Launch:
                 self._direct[alignment] = _Direct(compiled, driver, len(pointers) + len(numbers))
             return
         stream = driver.get_current_stream(self._device)
-        # No hooks, and so nothing to tell them: None thrice. No scratch: None twice.
+        # There are no hooks, so their three arguments are None; the kernel needs no scratch, so its two are None.
         if direct.in_c is not None:
             direct.in_c(
                 *grid, stream, direct.function, *direct.flags, direct.metadata, None, None, None, None, None,

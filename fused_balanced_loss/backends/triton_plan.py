@@ -111,7 +111,7 @@ class Plan:
         if self._num_offsets or self._num_slopes:
             self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self._num_slopes > 0)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
-        num_bytes = cut.vector * copy_stride * 4 * sum(part is not None for part in labels)
+        num_bytes = cut.vector * copy_stride * self.dtype.itemsize * sum(part is not None for part in labels)
         self._may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
         self._constants_key = constants_key(self.spec, self.dtype, self.device)
         self._copies_key = cut.vector, copy_stride, self.spec.lam / math.log(2), *self._constants_key

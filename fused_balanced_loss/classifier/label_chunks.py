@@ -15,11 +15,11 @@ from ..targets import SparseTargets
 
 # On the CPU: bytes of a chunk's weights and logits together. Smaller chunks stay in cache between the three products,
 # larger ones cost fewer passes over the features' gradient: on an Intel Xeon, 32 x 18,211 x 768 took 8 % less time than
-# with 12 MiB, and 128 x 131,072 x 768 as much (benchmarks/README.md).
+# with 12 MiB, and 128 x 131,072 x 768 as much.
 # On a GPU: bytes of a chunk's weights, and at most as many of its logits. A chunk that fits the level-2 cache of an
 # H200 (20 MiB) would spare it one of three passes over the weights, but a chunk costs seven launches of about 2.5 us,
 # and three small kernels that wait for memory. By the model in benchmarks/classifier_model.py, in bfloat16 at
-# 128 x 670,091 x 768, chunks of 20 MiB take 1.9 ms, 64 MiB 1.2, 128 MiB 1.03 and 256 MiB 0.97; and the host takes 1.6,
+# 128 x 670,091 x 768, chunks of 20 MiB take 1.9 ms, 64 MiB 1.2, 128 MiB 1.03 and 256 MiB 0.97; and the host takes 1.5,
 # 0.6, 0.4 and 0.3 ms to start them. More than 128 MiB would cost more memory than it gains time. Not yet measured.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 _MULTIPLE = 128

@@ -42,7 +42,7 @@ def predict_topk(
     Args:
         features: [N, D]. weight: [C, D]. bias: [C], or None.
         k: at least 1 and at most C.
-        chunk_size: labels of a chunk; None takes as many as stay in cache. Memory is O(N (k + chunk_size)).
+        chunk_size: labels of a chunk; None: as for :func:`linear_balanced_loss`. Memory is O(N (k + chunk_size)).
 
     Raises:
         ValueError: naming the argument, what was expected and what came.

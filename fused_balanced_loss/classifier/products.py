@@ -23,11 +23,12 @@ def without_gaps(matrix: Tensor) -> Tensor:
     return matrix.contiguous() if reads_gaps(matrix) else matrix
 
 
-# Each function is one PyTorch operator, but for half precision on the CPU, whose products round to half precision.
+# On a GPU, and where all dtypes are one, each function is one PyTorch operator. On the CPU half precision takes more,
+# because products there round to half precision.
 
 
 def product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """a @ b to ``out``, of the dtype of a or float32."""
+    """a [m, k] @ b [k, n] to ``out`` [m, n], of the dtype of a or float32."""
     if out.dtype == a.dtype:
         torch.mm(a, b, out=out)
     elif devices.multiplies_into_float32(a.device):
@@ -40,7 +41,7 @@ def product(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """a @ b added to ``total``, of the dtype of a or float32."""
+    """a [m, k] @ b [k, n] added to ``total`` [m, n], of the dtype of a or float32."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif devices.multiplies_into_float32(a.device):
@@ -52,7 +53,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def scaled_product(out: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """scale * a @ b to ``out``, of any dtype; where that is float32, without another pass over it."""
+    """scale * a [m, k] @ b [k, n] to ``out`` [m, n], of any dtype; where that is float32, without another pass over it."""
     if out.dtype == a.dtype:
         torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
     elif out.dtype != torch.float32 or a.dtype.itemsize != 2:

@@ -3,6 +3,9 @@
 The driver is a stub: kernels are compiled for sm_90, launched by Triton's launcher, and not run.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 from compiled_figures import compiled_figures
 
@@ -98,3 +101,23 @@ def test_a_batch_of_another_size_compiles_nothing():
     for rows, (looked_up, launches) in counts.items():
         assert rows in ("32", "96") or looked_up == 0, rows
         assert launches == (2 if int(rows) <= 58 else 3), rows
+
+
+def test_no_integer_of_a_kernel_is_specialised():
+    """A Launch looks at the alignment of pointers alone, so the kernel that it keeps must suit all integers."""
+    from fused_balanced_loss.kernels import dense_sums, labels, logits_loss, scale_gradient
+
+    names = {
+        dense_sums: ("dense_sums_kernel", "narrow_sums_kernel"),
+        labels: ("row_terms_kernel",),
+        logits_loss: ("logits_loss_kernel",),
+        scale_gradient: ("scale_kernel",),
+    }
+    for module, kernels in names.items():
+        for name in kernels:
+            source = Path(module.__file__).read_text()
+            decorator = source[: source.index(f"def {name}(")].rsplit("@triton.jit", 1)[1]
+            signature = source.split(f"def {name}(", 1)[1].split("):", 1)[0]
+            found = re.findall(r"^    (\w+)(?:: tl\.int\d+)?,", signature, re.MULTILINE)
+            integers = [one for one in found if not one.endswith("_ptr") and not one.startswith("scale")]
+            assert integers and all(f'"{one}"' in decorator for one in integers), (name, integers)
