@@ -22,7 +22,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 raise RuntimeError("create_graph: expected False, as the balanced losses have no second derivative")
-            upstream = upstream.resolve_neg()
+            # A tensor of zeros may have no memory either.
+            upstream = upstream.clone() if upstream._is_zerotensor() else upstream.resolve_neg()
         return backward(ctx, upstream)
 
     return run

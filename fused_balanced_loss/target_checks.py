@@ -32,8 +32,9 @@ def ids_of_row(row: Iterable[int], k: int, num_labels: int) -> np.ndarray:
         raise TypeError(
             f"targets: expected integer label ids, got {ids.dtype} of shape {list(ids.shape)} in row {k}{hint}"
         )
-    if ids.dtype.kind != "i" and int(ids.max()) > INT64_MAX:
-        raise ValueError(f"targets: expected label ids in [0, {num_labels}), got {ids.max()} in row {k}")
+    if ids.dtype.kind != "i" and (int(ids.max()) > INT64_MAX or int(ids.min()) < 0):
+        wrong = ids.min() if int(ids.min()) < 0 else ids.max()
+        raise ValueError(f"targets: expected label ids in [0, {num_labels}), got {wrong} in row {k}")
     return ids.astype(np.int64)
 
 

@@ -8,7 +8,7 @@ from agreement import assert_same_but_for_rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import elements
-from test_losses import IMPLS, KERNELS, loss_and_gradient, problem
+from test_losses import FORMS, IMPLS, KERNELS, loss_and_gradient, problem
 
 from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
 from fused_balanced_loss.spec import PAPER_LOSSES
@@ -377,3 +377,23 @@ def test_a_negative_target_in_rows_without_labels(dtype, impl, device):
             balanced_loss(*arguments, impl=impl)
     else:
         assert balanced_loss(*arguments, impl=impl).isnan()
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+@pytest.mark.parametrize("form", ["uint8", "csr"])
+@pytest.mark.parametrize("rows", ["sliced", "repeated"])
+def test_saved_logits_may_come_back_with_other_strides(rows, form, impl, device):
+    """As from torch.autograd.graph.save_on_cpu, which makes them contiguous."""
+    wide, targets, statistics = problem(4, 305)
+    targets = FORMS[form](targets[:, :300])
+    statistics = LabelStatistics.from_counts(statistics.counts[:300], statistics.num_samples, degenerate="ignore")
+    gradients = []
+    for hooked in (False, True):
+        x = (wide if rows == "sliced" else wide[:1]).to(device).requires_grad_()
+        z = (x * 1)[:, :300] if rows == "sliced" else (x * 1)[:, :300].expand(4, -1)
+        pack = (lambda t: t.clone(memory_format=torch.contiguous_format)) if hooked else (lambda t: t)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = balanced_loss(z, targets.to(device), DB, statistics, impl=impl, gradient="backward")
+        loss.backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-9)

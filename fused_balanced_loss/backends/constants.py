@@ -12,7 +12,7 @@ from . import device
 from .problem import LabelConstants
 
 # Specs, dtypes and devices whose constants one LabelStatistics keeps: a training loop uses one or two.
-MOST_KEPT = 8
+MOST_KEPT = 12
 # Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
 # stays in cache, on a GPU so that few operators are started.
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}

@@ -30,7 +30,10 @@ def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
 
 def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
     """Gradient [N, C] of the logits, times ``scale`` and ``upstream`` (no dimensions, or [N, C])."""
-    terms = problem.row_terms or _row_terms(problem)
+    terms = problem.row_terms
+    # What autograd had saved may come back with other strides, as from `save_on_cpu`.
+    if terms is None or terms.plan.strides[0] != problem.logits.stride(0):
+        terms = _row_terms(problem)
     if upstream.dim():
         upstream = upstream.contiguous()
     made = gradient_like(problem.logits)
@@ -67,7 +70,11 @@ def scale_gradient(gradient: Tensor, upstream: Tensor) -> None:
 
 def _row_terms(problem: Problem) -> RowTerms:
     plan = plan_of(problem)
-    return RowTerms(plan, *plan.make_terms(problem))
+    try:
+        return RowTerms(plan, *plan.make_terms(problem))
+    except BaseException:
+        forget()
+        raise
 
 
 def _launch(problem: Problem, terms: RowTerms, want_value: str, scale: float, gradient: Tensor | None) -> Tensor:

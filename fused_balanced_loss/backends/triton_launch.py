@@ -68,9 +68,12 @@ class Launch:
             self._ordinary(grid, tensors, numbers)
             return
         pointers = [tensor.data_ptr() for tensor in tensors if tensor is not None]
-        # One number for the common case, that all are aligned.
-        alignment = functools.reduce(operator.or_, pointers) % _ALIGNMENT and tuple(
-            pointer % _ALIGNMENT for pointer in pointers
+        # The number of pointers belongs to it: one more or less would shift all arguments that follow. That all are
+        # aligned, the common case, is one number.
+        alignment = (
+            len(pointers),
+            functools.reduce(operator.or_, pointers) % _ALIGNMENT
+            and tuple(pointer % _ALIGNMENT for pointer in pointers),
         )
         driver = triton.runtime.driver.active
         direct = self._direct.get(alignment)

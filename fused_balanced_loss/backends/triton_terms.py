@@ -34,15 +34,18 @@ class SparseTerms:
         assert crow is not None and col is not None
         dtypes = crow.dtype, col.dtype, compute_dtype(logits.dtype) if rebalanced else None
         self._launch = launch_of(row_terms_kernel, logits.device, dtypes, tuple(constants.items()))
+        self._rebalanced = rebalanced
         self._num_rows, self._num_labels = logits.shape
         self._numbers = logits.stride(0), cut.num_tiles
 
     def launch(self, problem: Problem, weight_slope: Tensor | None, tile_offsets: Tensor | None) -> None:
         _, crow, col = problem.target_tensors()
         assert col is not None
+        # A chunk of a classifier has 1/n, but its row sums are given.
+        inverse_frequency = problem.labels.inverse_frequency if self._rebalanced else None
         self._launch(
             (self._num_rows, 1, 1),
-            (crow, col, problem.labels.inverse_frequency, weight_slope, tile_offsets),
+            (crow, col, inverse_frequency, weight_slope, tile_offsets),
             (self._num_labels, col.shape[0], *self._numbers),
         )
 

@@ -66,6 +66,24 @@ found.append(looked_up_by())
 print(json.dumps({"found": found, "seen": seen}))
 """
 
+OTHER_ARGUMENTS = """
+import fused_balanced_loss.backends.triton_plan as triton_plan
+from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
+triton_plan.WAVES = 0
+statistics = LabelStatistics.from_counts(torch.full((1024,), 50), 1000)
+targets = SparseTargets.from_lists([[k, 700 + k] for k in range(8)], 1024)
+features, weight = torch.zeros(8, 16), torch.zeros(1024, 16)
+logits = torch.zeros(8, 512)
+def chunks():
+    options = {"impl": "triton", "chunk_size": 512}
+    linear_balanced_loss(features, weight, None, targets, LossSpec.preset("DB"), statistics, **options)
+def whole():
+    balanced_loss(logits, SparseTargets.from_lists([[k] for k in range(8)], 512), LossSpec(), impl="triton")
+for call in ORDER:
+    call()
+print(json.dumps({"launches": stub.launches}))
+"""
+
 BATCHES = """
 from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss
 statistics = LabelStatistics.from_counts(torch.full((18211,), 50), 1000)
@@ -92,6 +110,13 @@ def test_launch_hooks_and_debugging_take_the_ordinary_call():
     result = compiled_figures(script=BEGIN + WATCHED)
     assert result["found"] == [1, 0, 1, 1, 0]
     assert result["seen"] == ["logits_loss_kernel"]
+
+
+@pytest.mark.parametrize("order", ["chunks, chunks, whole", "whole, whole, chunks"])
+def test_calls_with_another_number_of_tensors_are_not_mixed_up(order):
+    """A chunk has 1/n and row sums, a focal loss has neither: what is launched before them takes the same tensors."""
+    result = compiled_figures(script=BEGIN + OTHER_ARGUMENTS.replace("ORDER", f"({order})"))
+    assert result["launches"] >= 6
 
 
 def test_a_batch_of_another_size_compiles_nothing():
