@@ -114,20 +114,18 @@ def linear_kernels(one: Classifier, gpu: Gpu) -> list[Kernel]:
     return [*chunk_kernels(one, gpu, one.num_labels, apart=True), upstream]
 
 
-def update_kernels(
-    one: Classifier, gpu: Gpu, state_bytes: int = 0, keep_gradient: bool = False, chunk_bytes: float = CHUNK_BYTES
-) -> list[Kernel]:
+def update_kernels(one: Classifier, gpu: Gpu, keep_gradient: bool = False) -> list[Kernel]:
     """A step with the update in the backward, which makes logits and loss again, and with them the gradients.
 
-    state_bytes: of a weight's optimizer state. keep_gradient: the forward would keep the gradient of all logits, [N, C]
+    keep_gradient: the forward would keep the gradient of all logits, [N, C]
         in bfloat16, and the backward would not make them again.
     """
-    labels, number = one.chunks(chunk_bytes)
+    labels, number = one.chunks()
     product, *before, loss, bias, d_features, d_weight = chunk_kernels(one, gpu, labels)
     weights = labels * one.num_features
     # The gradient of a chunk's weight is float32; it is written, and read by the update.
     gradient = d_weight._replace(memory_bytes=d_weight.memory_bytes + (4 - one.itemsize) * weights)
-    update = Kernel("update", weights * (4 + 2 * one.itemsize + 2 * state_bytes), triton=True)
+    update = Kernel("update", weights * (4 + 2 * one.itemsize), triton=True)
     logits = one.itemsize * one.num_rows * labels
     if keep_gradient:
         # All logits' gradients pass through memory before the backward reads them.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import device as devices
 from .constants import MOST_KEPT
+from .kept import keep
 from .problem import LabelConstants, Problem
 
 # Copies of more bytes would push the logits out of a GPU's cache; then one copy is read 4 bytes at a time.
@@ -41,9 +42,7 @@ def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[
             for part, fill, unit in zip(problem.labels, _FILL, (bias_unit, 1.0, 1.0), strict=True)
         ]
     made = LabelConstants(*parts)
-    for old in [other for other in cache if other != key][: max(0, len(cache) + 1 - MOST_KEPT)]:
-        cache.pop(old, None)
-    cache[copies_key] = problem.labels, made
+    keep(cache, copies_key, (problem.labels, made), MOST_KEPT, spare=key)
     return made
 
 

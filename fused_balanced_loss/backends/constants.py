@@ -9,6 +9,7 @@ from ..label_statistics import LabelStatistics, class_balanced_weight
 from ..spec import LossSpec
 from ..targets import SparseTargets
 from . import device
+from .kept import keep
 from .problem import LabelConstants
 
 # Specs, dtypes and devices whose constants one LabelStatistics keeps: a training loop uses one or two.
@@ -37,9 +38,7 @@ def label_constants(
             constants = _make_label_constants(statistics, spec, dtype, device)
         # Tracing and fake modes make tensors without memory, which later calls must not find.
         if not torch.compiler.is_compiling() and all(part is None or type(part) is Tensor for part in constants):
-            while len(statistics.cache) >= MOST_KEPT:
-                statistics.cache.pop(next(iter(statistics.cache)), None)
-            statistics.cache[key] = constants
+            keep(statistics.cache, key, constants, MOST_KEPT)
     return constants
 
 

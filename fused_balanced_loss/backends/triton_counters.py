@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import device as devices
+from .kept import keep
 
 # Streams and threads whose counters are kept: most processes have one or two.
 _MOST_KEPT = 64
@@ -25,11 +26,10 @@ def counters(device: torch.device, number: int) -> Tensor:
     key = device, devices.stream(device), threading.get_ident()
     kept = _kept.get(key)
     if kept is None or kept.shape[0] < number:
-        while len(_kept) >= _MOST_KEPT:
-            _kept.pop(next(iter(_kept)), None)
         # An inference tensor could not be written to elsewhere.
         with torch.inference_mode(False):
-            kept = _kept[key] = torch.zeros(max(number, 1024), dtype=torch.int32, device=device)
+            kept = torch.zeros(max(number, 1024), dtype=torch.int32, device=device)
+        keep(_kept, key, kept, _MOST_KEPT)
     return kept
 
 

@@ -14,6 +14,7 @@ from ..spec import LossSpec
 from . import device as devices
 from .aligned_copies import MOST_COPIED, aligned_copies
 from .constants import constants_key
+from .kept import keep
 from .problem import Problem, compute_dtype
 from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
@@ -109,7 +110,7 @@ class Plan:
         }
         self._terms: SparseTerms | DenseTerms | None = None
         if self._num_offsets or self._num_slopes:
-            self._terms = (SparseTerms if self.csr else DenseTerms)(problem, cut, at_once, self._num_slopes > 0)
+            self._terms = SparseTerms(problem, cut, make_slope) if self.csr else DenseTerms(problem, at_once)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
         num_bytes = cut.vector * copy_stride * self.dtype.itemsize * sum(part is not None for part in labels)
         self._may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
@@ -251,9 +252,8 @@ def plan_of(problem: Problem) -> Plan:
     )
     plan = _plans.get(key)
     if plan is None:
-        while len(_plans) >= _MOST_KEPT:
-            _plans.pop(next(iter(_plans)), None)
-        plan = _plans[key] = Plan(problem)
+        plan = Plan(problem)
+        keep(_plans, key, plan, _MOST_KEPT)
     return plan
 
 

@@ -21,7 +21,7 @@ _MOST_PARTS = 64
 class SparseTerms:
     """weight_slope and tile_offsets from label ids."""
 
-    def __init__(self, problem: Problem, cut: Layout, at_once: int, rebalanced: bool) -> None:
+    def __init__(self, problem: Problem, cut: Layout, rebalanced: bool) -> None:
         logits = problem.logits
         constants = {
             "BETA": problem.spec.beta,
@@ -51,14 +51,14 @@ class SparseTerms:
 
 
 class DenseTerms:
-    """weight_slope from dense targets [N, C]."""
+    """weight_slope from dense targets [N, C]; for rebalanced weights alone."""
 
-    def __init__(self, problem: Problem, cut: Layout, at_once: int, rebalanced: bool) -> None:
+    def __init__(self, problem: Problem, at_once: int) -> None:
         logits, targets = problem.logits, problem.target_tensors()[0]
-        assert targets is not None and rebalanced
+        assert targets is not None
         num_rows, num_labels = targets.shape
         where, dtypes = logits.device, (targets.dtype, compute_dtype(logits.dtype))
-        self._num_rows, self._dtype = num_rows, compute_dtype(logits.dtype)
+        self._num_rows = num_rows
         self._narrow = num_labels <= NARROW
         if self._narrow:
             columns = max(16, 1 << (num_labels - 1).bit_length())
