@@ -98,7 +98,8 @@ def balanced_loss(
             Computed in float32 (float64 for float64). Never modified, but with ``gradient="in_place"``.
         targets: 1 where a sample carries a label, else 0: dense of the shape of the logits (bool, any integer or
             floating-point dtype), a torch sparse tensor [N, C] (converted at each call; :class:`SparseTargets` is not),
-            or SparseTargets of N rows.
+            or SparseTargets of N rows. NumPy arrays and scipy sparse matrices are taken too, and brought to the device
+            of the logits.
         spec: which loss.
         statistics: label counts of the training set; None where the spec needs none.
         reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"batchmean"``: the sum

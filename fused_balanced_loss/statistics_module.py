@@ -27,7 +27,8 @@ class StatisticsModule(nn.Module):
 
     The buffers ``counts``, int64 [C], and ``num_samples``, int64 [], hold the counts; :attr:`statistics` is derived
     from them. So whatever changes the buffers changes the loss: ``load_state_dict``, ``torch.func.functional_call``, a
-    broadcast of DistributedDataParallel, an assignment.
+    broadcast of DistributedDataParallel, an assignment. A module that was made without statistics takes those of the
+    state dict that it loads, also strictly.
 
     A call finds out by object, version and address that the buffers are still the same, without a look at their values.
     Two kinds of calls do not see a new version:
@@ -153,6 +154,8 @@ class StatisticsModule(nn.Module):
         with contextlib.suppress(TypeError, ValueError):
             # The buffers may hold no counts, as those of a broken file.
             before = self.statistics
+        if self.counts is None:
+            self._make_room(state_dict, prefix)
         failures = len(errors)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         try:
@@ -161,11 +164,19 @@ class StatisticsModule(nn.Module):
         except (TypeError, ValueError) as error:
             if len(errors) == failures:
                 errors.append(f"{prefix}{error}")
-        if len(errors) > failures and before is not None:
+        if len(errors) > failures and (before is not None or buffers["counts"] is None):
             # One buffer may have been loaded before the other was refused.
             self._buffers.update(buffers)
-            self._write(before)
+            if before is not None:
+                self._write(before)
             self._remember(before)
+
+    def _make_room(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Registers buffers for the counts of a state dict, which a module that was made without takes as its own."""
+        counts, num_samples = (state_dict.get(prefix + name) for name in ("counts", "num_samples"))
+        if isinstance(counts, Tensor) and isinstance(num_samples, Tensor):
+            self.register_buffer("counts", torch.zeros(counts.shape, dtype=torch.int64))
+            self.register_buffer("num_samples", torch.zeros(num_samples.shape, dtype=torch.int64))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has other buffers.
