@@ -1,5 +1,6 @@
 """Balanced losses for long-tailed multi-label classification, fused into one pass over the logits."""
 
+from .class_weights import class_weights
 from .classifier.functional import linear_balanced_loss
 from .classifier.module import LinearBalancedLoss
 from .collate import SparseTargetsCollator
@@ -37,5 +38,6 @@ __all__ = [
     "SparseTargets",
     "SparseTargetsCollator",
     "balanced_loss",
+    "class_weights",
     "linear_balanced_loss",
 ]

@@ -17,7 +17,7 @@ LEVELS = (
     "targets",
     "label_statistics metrics collate",
     "backends",
-    "arguments optim",
+    "arguments class_weights optim",
     "functional statistics_module",
     "modules classifier",
     "label_parallel integrations",
