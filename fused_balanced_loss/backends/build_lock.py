@@ -25,8 +25,9 @@ except ImportError:
 def build_lock(folder: Path, name: str, deadline: float) -> Iterator[Path]:
     """Holds the lock of the build ``name``, a name without dots; gives a folder for its temporary files.
 
-    Where the file system has no locks, or filelock is not installed, builds run beside each other. Raises TimeoutError where another process holds
-    the lock at the deadline, in ``time.monotonic``'s seconds, and OSError where the folder cannot be written.
+    Where the file system has no locks, or filelock is not installed, builds run beside each other. Raises TimeoutError
+    where another process holds the lock at the deadline, in ``time.monotonic``'s seconds, and OSError where the folder
+    cannot be written.
     """
     _remove_dead_builds(folder)
     with contextlib.ExitStack() as held:
