@@ -1,9 +1,10 @@
 """Writes the package in the layout of Hugging Face's kernel Hub: ``make hub``, into ``build/hub``.
 
-The layout is that of https://huggingface.co/docs/kernels (``kernels`` 0.17): ``build.toml``, ``flake.nix``, ``CARD.md`` and
-``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel`` loads.
-Nothing is compiled, so that the variants of all backends have the same files. All of it is made from the package: three
-things must differ there, and ``_hub_text`` changes them.
+The layout is that of https://huggingface.co/docs/kernels (``kernels`` 0.17): ``build.toml``, ``flake.nix``, ``CARD.md``
+and ``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel`` loads
+(``build/torch-universal`` is the name that older releases had for all backends). Nothing is compiled, so that the variants
+of all backends have the same files. All of it is made from the package; ``_hub_text`` changes the two things that must
+differ.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ VERSION = 0
 LEFT_OUT = ("integrations", "label_parallel")
 LAYERS = f"{PACKAGE}/integrations/hub_layers.py"
 CODE = (".py", ".cpp", ".h")
-# The Hub allows the standard library and PyTorch. PyTorch itself requires filelock, and Triton on Linux; NumPy is the one
-# requirement more.
+# The Hub allows the standard library and PyTorch. PyTorch itself requires filelock, and Triton on Linux; NumPy is the
+# one requirement more.
 ALLOWED = {"torch", "triton", "filelock", "numpy"}
 # Packages that need not be installed, imported inside of functions.
 OPTIONAL = {"scipy"}
@@ -77,9 +78,9 @@ tags:
 # {name}
 
 Multi-label losses for large and long-tailed label sets: the balanced losses of Huang et al., [Balancing Methods for
-Multi-label Text Classification with Long-Tailed Class Distribution](https://aclanthology.org/2021.emnlp-main.643/) (EMNLP
-2021), and others of the same form. One pass over the logits computes loss and gradient: Triton kernels on GPUs, a C++
-kernel on CPUs.
+Multi-label Text Classification with Long-Tailed Class Distribution](https://aclanthology.org/2021.emnlp-main.643/)
+(EMNLP 2021), and others of the same form. One pass over the logits computes loss and gradient: Triton kernels on GPUs, a
+C++ kernel on CPUs.
 
 ## How to use
 

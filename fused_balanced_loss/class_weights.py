@@ -33,8 +33,8 @@ def class_weights(
                               CVPR 2019), scaled to mean 1
     ========================= ============================================ ================
 
-    ``BalancedLoss(LossSpec(), pos_weight=class_weights(statistics, "neg_pos", power=0.5, cap=10))`` is then binary cross
-    entropy that weighs the positives of rare labels more.
+    ``BalancedLoss(LossSpec(), pos_weight=class_weights(statistics, "neg_pos", power=0.5, cap=10))`` is then binary
+    cross entropy that weighs the positives of rare labels more.
 
     Args:
         statistics: label counts of the training set. A label that no sample carries counts as one that one sample

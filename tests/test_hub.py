@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import fused_balanced_loss as package
+from fused_balanced_loss.backends import build_lock
 
 ROOT = Path(__file__).parents[1]
 PROCESSOR = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,6 +149,16 @@ def test_older_releases_find_the_folder_of_its_name(folder):
         "assert 'LossSpec' in f.__all__ and f.layers.BalancedLoss"
     )
     subprocess.run([sys.executable, "-s", "-c", code], cwd=folder, check=True, timeout=300)
+
+
+def test_builds_run_beside_each_other_without_filelock(monkeypatch, tmp_path):
+    """The Hub allows no requirement but PyTorch, and PyTorch may do without filelock one day."""
+    monkeypatch.setattr(build_lock, "HAS_LOCKS", False)
+    (tmp_path / "kernel.1.build").mkdir()
+    with build_lock.build_lock(tmp_path, "kernel", 0.0) as one, build_lock.build_lock(tmp_path, "kernel", 0.0) as two:
+        assert one != two and one.is_dir() and two.is_dir()
+    # Without a lock nobody knows whether its process lives.
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel.1.build"]
 
 
 def test_folder_of_others_is_kept(hub_build, tmp_path):

@@ -8,17 +8,17 @@ same name.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+# A kernel of Hugging Face's Hub may require PyTorch alone.
+HAS_LOCKS = importlib.util.find_spec("filelock") is not None
+if HAS_LOCKS:
     from filelock import FileLock, Timeout
-except ImportError:
-    # A kernel of Hugging Face's Hub may require PyTorch alone. Then builds run beside each other.
-    FileLock, Timeout = None, TimeoutError
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def build_lock(folder: Path, name: str, deadline: float) -> Iterator[Path]:
     _remove_dead_builds(folder)
     with contextlib.ExitStack() as held:
         try:
-            if FileLock is not None:
+            if HAS_LOCKS:
                 held.enter_context(_lock(folder, name, max(0.0, deadline - time.monotonic())))
         except Timeout as error:
             raise TimeoutError("another process is still building the kernel") from error
@@ -44,7 +44,7 @@ def build_lock(folder: Path, name: str, deadline: float) -> Iterator[Path]:
 
 
 def _remove_dead_builds(folder: Path) -> None:
-    if FileLock is None:
+    if not HAS_LOCKS:
         return
     for scratch in folder.glob("*.build"):
         # A lock that cannot be had at once is that of a living process.
