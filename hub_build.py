@@ -1,10 +1,10 @@
 """Writes the package in the layout of Hugging Face's kernel Hub: ``make hub``, into ``build/hub``.
 
 The layout is that of https://huggingface.co/docs/kernels (``kernels`` 0.17): ``build.toml``, ``flake.nix``, ``CARD.md``
-and ``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel`` loads
-(``build/torch-universal`` is the name that older releases had for all backends). Nothing is compiled, so that the variants
-of all backends have the same files. All of it is made from the package; ``_hub_text`` changes the two things that must
-differ.
+and ``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel``
+loads (``build/torch-universal`` is the name that older releases had for all backends). Nothing is compiled, so that the
+variants of all backends have the same files. All of it is made from the package; ``_hub_text`` changes the two things
+that must differ.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ tags:
 
 Multi-label losses for large and long-tailed label sets: the balanced losses of Huang et al., [Balancing Methods for
 Multi-label Text Classification with Long-Tailed Class Distribution](https://aclanthology.org/2021.emnlp-main.643/)
-(EMNLP 2021), and others of the same form. One pass over the logits computes loss and gradient: Triton kernels on GPUs, a
-C++ kernel on CPUs.
+(EMNLP 2021), and others of the same form. One pass over the logits computes loss and gradient: Triton kernels on GPUs,
+a C++ kernel on CPUs.
 
 ## How to use
 

@@ -1,8 +1,8 @@
 """Layers for Hugging Face's ``kernels``: modules without state, whose ``forward`` replaces that of another module.
 
 ``kernels.kernelize`` gives the other module this ``forward``, so that ``self`` is the other module: the attributes that
-are annotated here must be there. The rules of the Hub allow no constructor, no further method, and no class variable but
-``has_backward`` and ``can_torch_compile``.
+are annotated here must be there. The rules of the Hub allow no constructor, no further method, and no class variable
+but ``has_backward`` and ``can_torch_compile``.
 """
 
 from __future__ import annotations
