@@ -18,7 +18,7 @@ from .backends import device as devices
 from .backends.select import IMPLS
 from .label_statistics import LabelStatistics
 from .spec import LossSpec, check_choice
-from .target_checks import check_binary
+from .target_checks import check_shares
 from .targets import SparseTargets
 
 Reduction = Literal["none", "sum", "mean", "batchmean"]
@@ -130,11 +130,11 @@ class Batch(NamedTuple):
         return None if self.label_mask is None else self.label_mask.sum().clamp(min=1)
 
     def check_targets(self) -> None:
-        """Raises ValueError, naming the place, for an invalid id, or a target besides 0 and 1 that is not masked."""
+        """Raises ValueError, naming the place, for an invalid id, or a target outside [0, 1] that is not masked."""
         if isinstance(self.targets, SparseTargets):
             self.targets.check()
         else:
-            check_binary(self.targets, self.label_mask)
+            check_shares(self.targets, self.label_mask)
 
     def check_targets_of(self, loss: Tensor) -> None:
         """As ``check_targets``, where an invalid target may have made the loss NaN; on a CPU, where looking is cheap.

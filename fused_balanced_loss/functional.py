@@ -25,8 +25,10 @@ from .backends.problem import Problem, compute_dtype
 from .backends.select import Backend, Impl, select
 from .first_order import first_order
 from .label_statistics import LabelStatistics
+from .label_weights import Weight
 from .spec import LossSpec
 from .targets import SparseTargets
+from .weight_arguments import label_weights
 
 # Under torch.compile these are one operator; the others are traced into the caller's graph.
 _OPAQUE = ("auto", "triton", "cpp")
@@ -84,6 +86,8 @@ def balanced_loss(
     spec: LossSpec,
     statistics: LabelStatistics | None = None,
     *,
+    weight: Weight | None = None,
+    pos_weight: Weight | None = None,
     reduction: Reduction = "mean",
     sample_weight: Tensor | None = None,
     label_mask: Tensor | None = None,
@@ -98,15 +102,20 @@ def balanced_loss(
             Computed in float32 (float64 for float64). Never modified, but with ``gradient="in_place"``.
         targets: 1 where a sample carries a label, else 0: dense of the shape of the logits (bool, any integer or
             floating-point dtype), a torch sparse tensor [N, C] (converted at each call; :class:`SparseTargets` is not),
-            or SparseTargets of N rows.
+            or SparseTargets of N rows. Floating-point targets may lie anywhere in [0, 1]: they are the share of target
+            1 in the loss, and of the label in the rebalanced weight. Not differentiated.
         spec: which loss.
         statistics: label counts of the training set; None where the spec needs none.
+        weight: a number or [C], real, finite, >= 0; multiplies the loss of each label. The mean still divides by N * C,
+            as that of ``torch.nn.BCEWithLogitsLoss``. Not differentiated. Tensors are checked and converted once, and
+            again after a change: keep them from call to call.
+        pos_weight: the same for the part of target 1 alone.
         reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"batchmean"``: the sum
             over the labels, the mean over the N samples; ``"sum"``; ``"none"`` for the loss of each element.
         sample_weight: [...] (the shape of the logits without C), real; multiplies the loss of each sample. The mean
             still divides by N * C. Not differentiated.
         label_mask: bool [C] or the shape of the logits; False leaves an element out of loss, gradient and mean. A
-            masked 1 still counts among its row's labels in the rebalanced weight; a masked target other than 0 and 1
+            masked label still counts among its row's labels in the rebalanced weight; a masked target outside [0, 1]
             takes part in nothing.
         ignore_index: a number other than 0 and 1, such as -100 or -1: dense targets equal to it are masked.
         impl: ``"auto"``: Triton kernels on GPUs, the C++ kernel on CPUs, and ``"eager"`` where they cannot be had.
@@ -124,9 +133,10 @@ def balanced_loss(
     Returns:
         float32 (float64 for float64 logits): no dimensions, or the shape of the logits for reduction "none".
 
-    A target other than 0 and 1, or an invalid label id, raises ValueError on the CPU. On other devices, where looking
-    would stall, and under torch.compile, such a target makes the loss NaN, and so does an invalid id of a loss with the
-    rebalanced weight; the other losses leave it out there. No id makes a kernel read other memory.
+    A target outside [0, 1], an integer other than 0 and 1, or an invalid label id raises ValueError on the CPU. On
+    other devices, where looking would stall, and under torch.compile, such a target makes the loss NaN, and so does an
+    invalid id of a loss with the rebalanced weight; the other losses leave it out there. No id makes a kernel read
+    other memory.
 
     A NaN logit gives NaN. An infinite logit gives 0 where it is right, and infinity with a finite gradient where it is
     wrong.
@@ -156,14 +166,18 @@ def balanced_loss(
     if in_place and devices.kind(flat.device) == "cpu":
         # Afterwards the logits would be gone.
         batch.check_targets()
+    weights = None
+    if weight is not None or pos_weight is not None:
+        weights = label_weights(weight, pos_weight, statistics, shape[-1], logits.device)
     problem = Problem(
         logits=flat if impl == "reference" else flat.detach(),
         targets=batch.targets,
         spec=spec,
-        labels=label_constants(statistics, spec, dtype, logits.device),
+        labels=label_constants(statistics, spec, dtype, logits.device, weights),
         row_weight=row_weight(batch.targets, statistics, spec, batch.sample_weight, dtype),
         label_mask=batch.label_mask,
         statistics=statistics,
+        label_weights=weights,
     )
     num_kept = batch.num_kept() if reduction == "mean" else None
     if impl == "reference":

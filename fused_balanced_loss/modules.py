@@ -8,6 +8,7 @@ from .arguments import GradientMode, Reduction, check_settings
 from .backends.select import Impl
 from .functional import balanced_loss
 from .label_statistics import LabelStatistics
+from .label_weights import Weight
 from .spec import PAPER_MU, LossSpec
 from .statistics_module import StatisticsModule
 from .targets import SparseTargets
@@ -22,6 +23,8 @@ class BalancedLoss(StatisticsModule):
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
         statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL).
+        weight, pos_weight: a number or [C]; multiply the loss of each label, and the part of target 1 of each label.
+            Tensors are buffers, as those of ``torch.nn.BCEWithLogitsLoss``.
         reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, ``"sum"``, or ``"none"`` for
             the loss of each element.
         impl: which implementation computes the loss; see :func:`balanced_loss`.
@@ -31,11 +34,16 @@ class BalancedLoss(StatisticsModule):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    weight: Weight | None
+    pos_weight: Weight | None
+
     def __init__(
         self,
         spec: LossSpec,
         statistics: LabelStatistics | None = None,
         *,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
@@ -46,6 +54,8 @@ class BalancedLoss(StatisticsModule):
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
         self.gradient: GradientMode = gradient
+        num_labels = None if statistics is None else statistics.num_labels
+        self.keep_label_weights(num_labels, weight=weight, pos_weight=pos_weight)
         self.keep_statistics(statistics)
 
     def forward(
@@ -76,6 +86,8 @@ class BalancedLoss(StatisticsModule):
             targets,
             self.spec,
             self.statistics,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
             reduction=self.reduction,
             sample_weight=sample_weight,
             label_mask=label_mask,
@@ -102,7 +114,7 @@ class DistributionBalancedLoss(BalancedLoss):
         gamma: focusing parameter.
         alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -115,12 +127,22 @@ class DistributionBalancedLoss(BalancedLoss):
         mu: float = PAPER_MU["reuters"],
         kappa: float = 0.05,
         lam: float = 2.0,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu, kappa=kappa, lam=lam)
-        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
+        super().__init__(
+            spec,
+            statistics,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
+        )
 
 
 class RebalancedFocalLoss(BalancedLoss):
@@ -130,7 +152,7 @@ class RebalancedFocalLoss(BalancedLoss):
         statistics: label counts of the training set.
         gamma: focusing parameter.
         alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -141,12 +163,22 @@ class RebalancedFocalLoss(BalancedLoss):
         alpha: float = 0.1,
         beta: float = 10.0,
         mu: float = PAPER_MU["reuters"],
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="rebalanced", alpha=alpha, beta=beta, mu=mu)
-        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
+        super().__init__(
+            spec,
+            statistics,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
+        )
 
 
 class ClassBalancedFocalLoss(BalancedLoss):
@@ -156,7 +188,7 @@ class ClassBalancedFocalLoss(BalancedLoss):
         statistics: label counts of the training set.
         gamma: focusing parameter.
         beta_cb: class-balanced beta, in [0, 1).
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -165,6 +197,8 @@ class ClassBalancedFocalLoss(BalancedLoss):
         *,
         gamma: float = 2.0,
         beta_cb: float = 0.9,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
@@ -172,6 +206,8 @@ class ClassBalancedFocalLoss(BalancedLoss):
         super().__init__(
             LossSpec(gamma=gamma, weighting="class_balanced", beta_cb=beta_cb),
             statistics,
+            weight=weight,
+            pos_weight=pos_weight,
             reduction=reduction,
             impl=impl,
             gradient=gradient,
@@ -185,7 +221,7 @@ class NegativeTolerantFocalLoss(BalancedLoss):
         statistics: label counts of the training set.
         gamma: focusing parameter.
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -195,12 +231,20 @@ class NegativeTolerantFocalLoss(BalancedLoss):
         gamma: float = 2.0,
         kappa: float = 0.05,
         lam: float = 2.0,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
     ) -> None:
         super().__init__(
-            LossSpec(gamma=gamma, kappa=kappa, lam=lam), statistics, reduction=reduction, impl=impl, gradient=gradient
+            LossSpec(gamma=gamma, kappa=kappa, lam=lam),
+            statistics,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
         )
 
 
@@ -212,7 +256,7 @@ class ClassBalancedNTRLoss(BalancedLoss):
         gamma: focusing parameter.
         beta_cb: class-balanced beta, in [0, 1).
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -223,12 +267,22 @@ class ClassBalancedNTRLoss(BalancedLoss):
         beta_cb: float = 0.9,
         kappa: float = 0.05,
         lam: float = 2.0,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
     ) -> None:
         spec = LossSpec(gamma=gamma, weighting="class_balanced", beta_cb=beta_cb, kappa=kappa, lam=lam)
-        super().__init__(spec, statistics, reduction=reduction, impl=impl, gradient=gradient)
+        super().__init__(
+            spec,
+            statistics,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
+        )
 
 
 class FocalLoss(BalancedLoss):
@@ -237,7 +291,7 @@ class FocalLoss(BalancedLoss):
     Args:
         statistics: not needed; taken so that the losses are interchangeable.
         gamma: focusing parameter; 0 is binary cross entropy.
-        reduction, impl, gradient: see :class:`BalancedLoss`.
+        weight, pos_weight, reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
     def __init__(
@@ -245,8 +299,18 @@ class FocalLoss(BalancedLoss):
         statistics: LabelStatistics | None = None,
         *,
         gamma: float = 2.0,
+        weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",
     ) -> None:
-        super().__init__(LossSpec(gamma=gamma), statistics, reduction=reduction, impl=impl, gradient=gradient)
+        super().__init__(
+            LossSpec(gamma=gamma),
+            statistics,
+            weight=weight,
+            pos_weight=pos_weight,
+            reduction=reduction,
+            impl=impl,
+            gradient=gradient,
+        )

@@ -33,7 +33,15 @@ class LossSpec:
         v = kappa * log(N_train / n - 1)
         t = z - v  (target 1)          t = -lam * (z - v)  (target 0)
         p = sigmoid(t)
-        loss = factor * s * w * (1 - p)**gamma * -log(p)      s = 1 (target 1), 1 / lam (target 0)
+        part = factor * s * (1 - p)**gamma * (-log(p) + poly_epsilon * (1 - p))
+                                       s = 1 (target 1), 1 / lam (target 0)
+
+    With ``y`` the target, smoothed to ``y * (1 - label_smoothing) + label_smoothing / 2``, and the caller's ``weight``
+    and ``pos_weight`` of the label::
+
+        loss = w * weight * (y * pos_weight * part of target 1 + (1 - y) * part of target 0)
+
+    The weight ``w`` takes the targets as they are given, unsmoothed.
 
     Args:
         gamma: focusing parameter, >= 0. Where ``gamma_negative`` is given, ``gamma`` is that of the positives alone.
@@ -52,6 +60,8 @@ class LossSpec:
         kappa: scale of the negative-tolerant bias ``v``; with 0 there is none.
         lam: the paper's lambda > 0, slope of the negatives' margin.
         positive_factor, negative_factor: factors > 0 of the positives' and the negatives' loss.
+        poly_epsilon: coefficient >= -1 of Poly-1's additional term (Leng et al., ICLR 2022, equation 6).
+        label_smoothing: in [0, 1]; how far targets are moved towards 1/2.
 
     Raises:
         TypeError, ValueError: naming the setting, what was expected and what came.
@@ -70,6 +80,8 @@ class LossSpec:
     lam: float = 1.0
     positive_factor: float = 1.0
     negative_factor: float = 1.0
+    poly_epsilon: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -96,6 +108,10 @@ class LossSpec:
         for name in ("beta_cb", "probability_margin"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.poly_epsilon < -1:
+            raise ValueError(f"poly_epsilon: expected a number >= -1, got {self.poly_epsilon}")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {self.label_smoothing}")
         if self.pooling != "label" and self.weighting in ("none", "rebalanced"):
             raise ValueError(
                 f"pooling: expected 'label' with weighting {self.weighting!r}, which has no per-label weight to pool, "

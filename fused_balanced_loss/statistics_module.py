@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from .arguments import check_statistics
 from .backends.constants import label_constants
 from .label_statistics import LabelStatistics
+from .label_weights import Weight
 from .spec import LossSpec
+from .weight_arguments import check_weight
 
 _CHANGED = (
     "counts, num_samples: expected the values of the last call, but the buffers were changed where this call cannot "
@@ -59,6 +61,22 @@ class StatisticsModule(nn.Module):
         for name, value in values.items():
             self.register_buffer(name, value)
         self._remember(statistics)
+
+    def keep_label_weights(self, num_labels: int | None, **weights: Weight | None) -> None:
+        """Registers the caller's weights of the labels: tensors as buffers, which are copies, and numbers as they are.
+
+        Raises:
+            TypeError, ValueError: for weights that are no weights of ``num_labels`` labels, where that is known.
+        """
+        for name, value in weights.items():
+            if isinstance(value, Tensor):
+                check_weight(name, value, value.numel() if num_labels is None else num_labels, value.device)
+            elif value is not None:
+                check_weight(name, value)
+            if value is None or isinstance(value, Tensor):
+                self.register_buffer(name, None if value is None else value.detach().clone())
+            else:
+                setattr(self, name, float(value))
 
     @property
     def statistics(self) -> LabelStatistics | None:

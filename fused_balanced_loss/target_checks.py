@@ -62,12 +62,23 @@ def check_binary(dense: Tensor, mask: Tensor | None = None) -> None:
     """
     if dense.dtype == torch.bool or dense.numel() == 0:
         return
-    wrong = (dense != 0) & (dense != 1)
+    _refuse((dense != 0) & (dense != 1), "0 or 1", dense, mask)
+
+
+def check_shares(dense: Tensor, mask: Tensor | None = None) -> None:
+    """As ``check_binary``, but for floating-point targets any number in [0, 1] will do."""
+    if not dense.dtype.is_floating_point:
+        check_binary(dense, mask)
+        return
+    _refuse(~((dense >= 0) & (dense <= 1)), "a number in [0, 1]", dense, mask)
+
+
+def _refuse(wrong: Tensor, expected: str, dense: Tensor, mask: Tensor | None) -> None:
     if mask is not None:
-        wrong &= mask
+        wrong = wrong & mask
     if bool(wrong.any()):
         where = tuple(torch.nonzero(wrong)[0].tolist())
-        raise ValueError(f"targets: expected 0 or 1, got {dense[where].item()} at {list(where)}")
+        raise ValueError(f"targets: expected {expected}, got {dense[where].item()} at {list(where)}")
 
 
 def check_indices(matrix: Tensor) -> Tensor:

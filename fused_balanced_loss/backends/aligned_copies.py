@@ -8,26 +8,25 @@ import torch
 from torch import Tensor
 
 from . import device as devices
-from .constants import MOST_KEPT
+from .constants import MOST_KEPT, constants_cache
 from .kept import keep
 from .problem import LabelConstants, Problem
 
 # Copies of more bytes would push the logits out of a GPU's cache; then one copy is read 4 bytes at a time.
 MOST_COPIED = 1 << 24
-# What bias, inverse_frequency and weight are beyond the last label, where a tile may reach.
-_FILL = (0.0, 1.0, 0.0)
+# What bias, inverse_frequency and the weights are beyond the last label, where a tile may reach.
+_FILL = (0.0, 1.0, 0.0, 0.0)
 
 
 def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[Any, ...]) -> LabelConstants | None:
     """Copies [number, stride] of each constant: copy[h][k] = constant[h + k]; the bias times ``bias_unit``.
 
-    They are kept beside the constants, which lie in the statistics' cache under ``key``. copies_key: number, stride and
+    They are kept beside the constants, which lie in their cache under ``key``. copies_key: number, stride and
     bias_unit, and then ``key``. None unless the problem's constants are those of the cache: a chunk of the labels is
     another at each call.
     """
-    assert problem.statistics is not None
-    cache = problem.statistics.cache
-    if cache.get(key) is not problem.labels:
+    cache = constants_cache(problem.statistics, problem.label_weights)
+    if cache is None or cache.get(key) is not problem.labels:
         return None
     kept: tuple[LabelConstants, LabelConstants] | None = cache.get(copies_key)
     # Constants that were made anew have copies of their own.
@@ -39,7 +38,7 @@ def aligned_copies(problem: Problem, key: tuple[object, ...], copies_key: tuple[
     with torch.inference_mode(False), torch.no_grad():
         parts = [
             None if part is None else _copies(part, number, stride, fill, unit)
-            for part, fill, unit in zip(problem.labels, _FILL, (bias_unit, 1.0, 1.0), strict=True)
+            for part, fill, unit in zip(problem.labels, _FILL, (bias_unit, 1.0, 1.0, 1.0), strict=True)
         ]
     made = LabelConstants(*parts)
     keep(cache, copies_key, (problem.labels, made), MOST_KEPT, spare=key)

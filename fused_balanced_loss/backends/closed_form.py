@@ -34,6 +34,7 @@ def closed_form(
     bias: Tensor | None,
     inverse_frequency: Tensor | None,
     label_weight: Tensor | None,
+    positive_weight: Tensor | None,
     row_sum: Tensor | None,
     row_weight: Tensor | None,
     label_mask: Tensor | None,
@@ -44,63 +45,96 @@ def closed_form(
     """Loss and gradient, each None unless ``want`` asks for it, both times ``scale``.
 
     Args:
-        logits, targets: [N, C]. bias, inverse_frequency, label_weight: [C]. row_sum, row_weight: [N].
+        logits, targets: [N, C]. bias, inverse_frequency, label_weight, positive_weight: [C]. row_sum, row_weight: [N].
         label_mask: bool [N, C].
         scale: no dimensions, or [N, C] for the gradient alone.
         want: the loss of each ``"elements"``, their ``"sum"``, the ``"gradient"`` [N, C], or ``"both"`` of the last.
     """
     dtype = compute_dtype(logits.dtype)
     gamma, gamma_negative = spec.gammas
-    y = targets == 1
+    mixed = targets.dtype.is_floating_point or spec.label_smoothing > 0
+    y = _shares(targets, spec.label_smoothing, dtype) if mixed else targets == 1
+
+    def choose(positive: Tensor, negative: Tensor) -> Tensor:
+        if not mixed:
+            return torch.where(y, positive, negative)
+        # A part without share must not make a NaN of its infinity; a share that is NaN must.
+        return torch.where(y == 0, 0.0, y * positive) + torch.where(y == 1, 0.0, (1 - y) * negative)
+
+    # Two numbers alone would make a result of PyTorch's default dtype.
+    positive_factor = torch.full((), spec.positive_factor, dtype=dtype, device=logits.device)
+    negative_factor = torch.full((), spec.negative_factor, dtype=dtype, device=logits.device)
+    if positive_weight is not None:
+        positive_factor = positive_factor * positive_weight
+        if label_weight is not None:
+            negative_factor, label_weight = negative_factor * label_weight, None
     d = logits.to(dtype)
     if bias is not None:
         d = d - bias
     # u = -t is large where the prediction is wrong.
-    u = torch.where(y, -d, spec.lam * d)
-    if targets.dtype != torch.bool:
-        u = torch.where(y | (targets == 0), u, math.nan)
-    p, q = torch.sigmoid(-u), torch.sigmoid(u)
-    nll = torch.nn.functional.softplus(u, threshold=_LINEAR_FROM[dtype])
-    focal = torch.where(y, q**gamma, q**gamma_negative) if gamma != gamma_negative else q**gamma
-    # minus d(focal * nll) / dt over focal
-    slope = q + _either(y, gamma, gamma_negative, dtype) * p * nll.clamp(max=_LARGEST_NLL)
-    if spec.probability_margin:
-        excess = q - spec.probability_margin
-        # A comparison with NaN is false: it stays a NaN here and below.
-        shifted = torch.where(excess <= 0, 0.0, excess)
-        nll_shifted = -torch.log1p(-shifted)
-        ratio = torch.where(shifted == 0, 1.0, nll_shifted / shifted)
-        slope_shifted = torch.where(shifted == 0, 0.0, (gamma_negative * ratio + 1 / (1 - shifted)) * p * q)
-        focal = torch.where(y, q**gamma, shifted**gamma_negative)
-        nll = torch.where(y, nll, nll_shifted)
-        slope = torch.where(y, slope, slope_shifted)
+    if mixed or gamma != gamma_negative or spec.probability_margin:
+        value, slope = _part(-d, gamma, spec.poly_epsilon)
+        value_negative, slope_negative = _part(spec.lam * d, gamma_negative, spec.poly_epsilon, spec.probability_margin)
+        value = choose(value * positive_factor, value_negative * (negative_factor / spec.lam))
+        slope = choose(slope * -positive_factor, slope_negative * negative_factor)
+    else:
+        value, slope = _part(torch.where(y, -d, spec.lam * d), gamma, spec.poly_epsilon)
+        value = value * choose(positive_factor, negative_factor / spec.lam)
+        slope = slope * choose(-positive_factor, negative_factor)
 
-    weight = focal
+    weight: Tensor | None = None
     if inverse_frequency is not None:
         assert row_sum is not None
         share = inverse_frequency / row_sum[:, None]
-        weight = weight * (spec.alpha + torch.sigmoid(spec.beta * (share - spec.mu)))
+        weight = spec.alpha + torch.sigmoid(spec.beta * (share - spec.mu))
+    if not mixed and targets.dtype != torch.bool:
+        valid = torch.full((), 1.0, dtype=dtype, device=logits.device)
+        weight = torch.where(y | (targets == 0), valid if weight is None else weight, math.nan)
     for factor in (label_weight, None if row_weight is None else row_weight[:, None]):
         if factor is not None:
-            weight = weight * factor
+            weight = factor if weight is None else weight * factor
+
+    def finish(part: Tensor) -> Tensor:
+        part = part if weight is None else part * weight
+        return part if label_mask is None else torch.where(label_mask, part, 0.0)
 
     loss = gradient = None
     if want != "gradient":
-        loss = weight * nll * _either(y, spec.positive_factor, spec.negative_factor / spec.lam, dtype)
-        if label_mask is not None:
-            loss = torch.where(label_mask, loss, 0.0)
+        loss = finish(value)
         loss = (loss if want == "elements" else loss.sum()) * scale
     if want in ("gradient", "both"):
-        gradient = weight * slope * _either(y, -spec.positive_factor, spec.negative_factor, dtype) * scale
-        if label_mask is not None:
-            gradient = torch.where(label_mask, gradient, 0.0)
-        gradient = gradient.to(logits.dtype)
+        gradient = finish(slope * scale).to(logits.dtype)
     return loss, gradient
 
 
-def _either(y: Tensor, positive: float, negative: float, dtype: torch.dtype) -> Tensor:
-    # Two numbers alone would make a result of PyTorch's default dtype.
-    return torch.where(y, torch.full((), positive, dtype=dtype, device=y.device), negative)
+def _part(u: Tensor, gamma: float, poly_epsilon: float, margin: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The loss of one class, (1 - p)**gamma * (-log(p) + poly_epsilon * (1 - p)), and its derivative by u = -t."""
+    p, q = torch.sigmoid(-u), torch.sigmoid(u)
+    if margin:
+        excess = q - margin
+        # A comparison with NaN is false: it stays a NaN here and below.
+        shifted = torch.where(excess <= 0, 0.0, excess)
+        nll = -torch.log1p(-shifted)
+        ratio = torch.where(shifted == 0, 1.0, nll / shifted)
+        slope = (gamma * ratio + 1 / (1 - shifted) + poly_epsilon * (gamma + 1)) * p * q
+        slope = torch.where(shifted == 0, 0.0, slope)
+    else:
+        shifted = q
+        nll = torch.nn.functional.softplus(u, threshold=_LINEAR_FROM[u.dtype])
+        slope = q + gamma * p * nll.clamp(max=_LARGEST_NLL)
+        if poly_epsilon:
+            slope = slope + poly_epsilon * (gamma + 1) * p * q
+    if poly_epsilon:
+        nll = nll + poly_epsilon * shifted
+    focal = shifted**gamma
+    return focal * nll, focal * slope
+
+
+def _shares(targets: Tensor, smoothing: float, dtype: torch.dtype) -> Tensor:
+    """Dense targets, smoothed; NaN for a target outside [0, 1]."""
+    share = targets.to(dtype)
+    share = torch.where((share >= 0) & (share <= 1), share, math.nan)
+    return share * (1 - smoothing) + smoothing / 2 if smoothing else share
 
 
 class ClosedForm:

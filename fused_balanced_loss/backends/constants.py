@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..label_statistics import LabelStatistics, class_balanced_weight
+from ..label_weights import LabelWeights
 from ..spec import LossSpec
 from ..targets import SparseTargets
 from . import device
@@ -24,34 +27,67 @@ def constants_key(spec: LossSpec, dtype: torch.dtype, device: torch.device) -> t
     return spec.weighting, spec.pooling, spec.beta_cb, spec.kappa, dtype, device
 
 
+def constants_cache(statistics: LabelStatistics | None, label_weights: LabelWeights | None) -> dict[Any, Any] | None:
+    """Where the constants are kept, and what is made of them; None where there is nothing to keep them with."""
+    if label_weights is not None:
+        return label_weights.cache
+    return None if statistics is None else statistics.cache
+
+
 def label_constants(
-    statistics: LabelStatistics | None, spec: LossSpec, dtype: torch.dtype, device: torch.device
+    statistics: LabelStatistics | None,
+    spec: LossSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    label_weights: LabelWeights | None = None,
 ) -> LabelConstants:
-    """Constants of the labels; kept with the statistics for the next call."""
-    if statistics is None or not spec.needs_statistics:
+    """Constants of the labels; kept with the statistics, or the caller's weights, for the next call."""
+    cache = constants_cache(statistics, label_weights)
+    if cache is None or (label_weights is None and not spec.needs_statistics):
         return LabelConstants(None, None, None)
+    if label_weights is not None and torch.compiler.is_compiling():
+        # The weights are inputs of the compiled code, so nothing of them may be kept.
+        return _make_label_constants(statistics, spec, dtype, device, label_weights)
     key = constants_key(spec, dtype, device)
-    constants: LabelConstants | None = statistics.cache.get(key)
+    constants: LabelConstants | None = cache.get(key)
     if constants is None:
         # An inference tensor could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
-            constants = _make_label_constants(statistics, spec, dtype, device)
+            constants = _make_label_constants(statistics, spec, dtype, device, label_weights)
         # Tracing and fake modes make tensors without memory, which later calls must not find.
         if not torch.compiler.is_compiling() and all(part is None or type(part) is Tensor for part in constants):
-            keep(statistics.cache, key, constants, MOST_KEPT)
+            keep(cache, key, constants, MOST_KEPT)
     return constants
 
 
 def _make_label_constants(
-    statistics: LabelStatistics, spec: LossSpec, dtype: torch.dtype, device: torch.device
+    statistics: LabelStatistics | None,
+    spec: LossSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    label_weights: LabelWeights | None,
 ) -> LabelConstants:
-    rebalanced = spec.weighting == "rebalanced"
-    weighted = spec.weighting not in ("none", "rebalanced") and spec.pooling == "label"
-    return LabelConstants(
-        bias=statistics.ntr_bias(spec.kappa).to(device, dtype) if spec.kappa else None,
-        inverse_frequency=statistics.inverse_frequency.to(device, dtype) if rebalanced else None,
-        weight=_weight_at(statistics.clamped_counts, statistics, spec).to(device, dtype) if weighted else None,
-    )
+    bias = inverse_frequency = weight = positive_weight = None
+    if statistics is not None:
+        if spec.kappa:
+            bias = statistics.ntr_bias(spec.kappa)
+        if spec.weighting == "rebalanced":
+            inverse_frequency = statistics.inverse_frequency
+        elif spec.weighting != "none" and spec.pooling == "label":
+            weight = _weight_at(statistics.clamped_counts, statistics, spec)
+    if label_weights is not None:
+        factor, pos_weight = label_weights.factors()
+        weight = _product(weight, factor)
+        positive_weight = None if pos_weight is None else _product(weight, pos_weight)
+    parts = bias, inverse_frequency, weight, positive_weight
+    # Each constant is rounded once.
+    return LabelConstants(*(None if part is None else part.to(device, dtype).contiguous() for part in parts))
+
+
+def _product(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one.to(other.device) * other
 
 
 def _weight_at(counts: Tensor, statistics: LabelStatistics, spec: LossSpec) -> Tensor:
@@ -97,13 +133,19 @@ def _pooled_row_weight(
 
 
 def row_sums(targets: Tensor | SparseTargets, inverse_frequency: Tensor) -> Tensor:
-    """Sum of 1/n [N] over the labels of each row, added up in a fixed order, in the dtype of ``inverse_frequency``."""
+    """Sum [N] of target times 1/n in each row, added up in a fixed order, in the dtype of ``inverse_frequency``."""
     if isinstance(targets, SparseTargets):
         return _sparse_row_sum(targets, inverse_frequency)
     elements = _ELEMENTS_AT_ONCE.get(device.kind(targets.device), _ELEMENTS_AT_ONCE["cuda"])
     rows = max(1, elements // len(inverse_frequency))
-    # Only a 1 is a label: what a mask leaves out, or the loss reports, counts nowhere.
-    return torch.cat([((part == 1) * inverse_frequency).sum(1) for part in targets.split(rows)])
+    return torch.cat([(_shares(part) * inverse_frequency).sum(1) for part in targets.split(rows)])
+
+
+def _shares(targets: Tensor) -> Tensor:
+    """Dense targets as far as they are labels: what a mask leaves out, or the loss reports, counts nowhere."""
+    if not targets.dtype.is_floating_point:
+        return targets == 1
+    return torch.where((targets >= 0) & (targets <= 1), targets, 0)
 
 
 def _sparse_row_sum(targets: SparseTargets, value: Tensor) -> Tensor:
@@ -111,16 +153,19 @@ def _sparse_row_sum(targets: SparseTargets, value: Tensor) -> Tensor:
 
 
 def _row_reduce(targets: Tensor | SparseTargets, value: Tensor, how: str, start: float) -> Tensor:
-    """Sum, mean or minimum of ``value`` [C] over the labels of each row, float64 [N]; no labels give ``start``."""
+    """Sum, mean or minimum of ``value`` [C] over the labels of each row, float64 [N]; no labels give ``start``.
+
+    A target between 0 and 1 is that share of a label; for the minimum it is a label.
+    """
     if isinstance(targets, SparseTargets):
         if how == "min":
             return torch.segment_reduce(value[targets.col], "min", offsets=targets.crow, initial=start)
         total = _sparse_row_sum(targets, value)
         number = targets.crow.diff()
     else:
-        label = targets == 1
+        share = _shares(targets).double()
         if how == "min":
-            return torch.where(label, value, start).amin(1)
-        total = label.double() @ value
-        number = label.sum(1)
-    return total if how == "sum" else total / number.clamp(min=1)
+            return torch.where(share > 0, value, start).amin(1)
+        total = share @ value
+        number = share.sum(1)
+    return total if how == "sum" else torch.where(number > 0, total / number, total)

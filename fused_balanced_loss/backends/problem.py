@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..label_statistics import LabelStatistics
+from ..label_weights import LabelWeights
 from ..spec import LossSpec
 from ..targets import SparseTargets
 
@@ -19,12 +20,14 @@ class LabelConstants(NamedTuple):
 
     bias: the negative-tolerant bias v.
     inverse_frequency: 1/n, for the rebalanced weight.
-    weight: the label's own weight.
+    weight: the label's own weight, times the caller's.
+    positive_weight: the same for the part of target 1, where it is another: times the caller's pos_weight.
     """
 
     bias: Tensor | None
     inverse_frequency: Tensor | None
     weight: Tensor | None
+    positive_weight: Tensor | None = None
 
 
 class RowTerms(NamedTuple):
@@ -45,13 +48,15 @@ class Problem(NamedTuple):
 
     logits: [N, C], unit stride in the last dimension. In the classifier, which makes logits chunk by chunk, an empty
         tensor of their dtype and device.
-    targets: dense [N, C] (bool, integer or floating point, unit stride in the last dimension) or SparseTargets.
+    targets: dense [N, C] (bool, integer, or floating point in [0, 1]; unit stride in the last dimension) or
+        SparseTargets.
     row_weight: [N], contiguous, in the compute dtype; None for 1.
     label_mask: bool [N, C] (rows may repeat by stride 0), or None; False leaves an element out.
-    row_sum: [N] in the compute dtype, each row's sum of 1/n over its labels, where logits and targets are a chunk of
-        the labels; None lets the implementation take it from the targets.
+    row_sum: [N] in the compute dtype, each row's sum of target times 1/n, where logits and targets are a chunk of the
+        labels; None lets the implementation take it from the targets.
     row_terms: what ``prepare`` of the Triton implementation has made.
-    statistics: for the reference, which derives its constants itself.
+    statistics, label_weights: what the constants of the labels were made from, for the reference, which derives them
+        itself, and for what is kept beside them.
     """
 
     logits: Tensor
@@ -63,6 +68,14 @@ class Problem(NamedTuple):
     row_sum: Tensor | None = None
     row_terms: RowTerms | None = None
     statistics: LabelStatistics | None = None
+    label_weights: LabelWeights | None = None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether an element may have both parts of the loss: a target between 0 and 1, given or smoothed."""
+        targets = self.targets
+        soft = isinstance(targets, Tensor) and targets.dtype.is_floating_point
+        return soft or self.spec.label_smoothing > 0
 
     def given(self) -> list[Tensor]:
         """The caller's tensors besides the logits. Where autograd saves them, a change in place raises."""
@@ -101,7 +114,7 @@ _NUMBERS = tuple(field.name for field in dataclasses.fields(LossSpec) if field.n
 # What `to_arguments` gives, in the words of an operator's schema.
 SCHEMA = (
     "Tensor logits, Tensor? dense, Tensor? crow, Tensor? col, Tensor? bias, Tensor? inverse_frequency, "
-    "Tensor? label_weight, Tensor? row_weight, Tensor? label_mask, float[] numbers"
+    "Tensor? label_weight, Tensor? positive_weight, Tensor? row_weight, Tensor? label_mask, float[] numbers"
 )
 NUM_TENSORS = SCHEMA.count("Tensor")
 NUM_ARGUMENTS = SCHEMA.count(",") + 1
@@ -117,9 +130,9 @@ def to_arguments(problem: Problem) -> tuple[Any, ...]:
 
 def from_arguments(arguments: tuple[Any, ...], num_labels: int) -> Problem:
     """The problem; every implementation but the reference computes from it as from the original."""
-    logits, dense, crow, col, bias, inverse_frequency, label_weight, row_weight, label_mask, numbers = arguments
+    logits, dense, crow, col, *constants, row_weight, label_mask, numbers = arguments
     targets = SparseTargets(crow, col, num_labels, check=False) if dense is None else dense
-    labels = LabelConstants(bias, inverse_frequency, label_weight)
+    labels = LabelConstants(*constants)
     return Problem(logits, targets, _spec_of(tuple(numbers)), labels, row_weight, label_mask)
 
 

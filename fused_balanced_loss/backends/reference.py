@@ -41,7 +41,9 @@ def loss(problem: Problem) -> Tensor:
         # What is masked must not meet the equations: zero times the derivative of a NaN is NaN.
         finite = torch.where(mask, finite, 0.0)
     targets = problem.targets.to_dense(torch.bool) if isinstance(problem.targets, SparseTargets) else problem.targets
-    y = targets == 1
+    y = targets.double()
+    valid = (y >= 0) & (y <= 1) if targets.dtype.is_floating_point else (y == 0) | (y == 1)
+    y = torch.where(valid, y, 0.0)
     # The constants are rounded once, to the dtype of the result: N_train - n must not be.
     n = None if statistics is None else statistics.clamped_counts.to(z.device)
 
@@ -49,30 +51,40 @@ def loss(problem: Problem) -> Tensor:
     if statistics is not None and n is not None and spec.kappa:
         v = spec.kappa * torch.log((statistics.num_samples - n) / n)
     margin = finite - v.to(z.dtype)
-    t = torch.where(y, margin, -spec.lam * margin)
-    nll, minus_log_q = _softplus(-t), _softplus(t)
-    # (1 - p)**gamma as exp(gamma * log(1 - p)), whose derivative is finite where 1 - p is 0.
     gamma, gamma_negative = spec.gammas
-    focal = torch.exp(-_by_class(y, gamma, gamma_negative, z) * minus_log_q)
-    element = focal * nll
-    if spec.probability_margin:
-        # The derivative of sigmoid(-t) by autograd would form 1 - q, which has no digits left where q is near 1.
-        excess = torch.exp(-minus_log_q) - spec.probability_margin
-        # Not `clamp`: it would give a NaN the derivative 0.
-        shifted = torch.where(excess <= 0, torch.zeros_like(excess), excess)
-        element = torch.where(y, element, shifted**gamma_negative * -torch.log1p(-shifted))
-    factor = _by_class(y, spec.positive_factor, spec.negative_factor / spec.lam, z)
-    result = factor * _weight(spec, row_weight, y, n).to(z.dtype) * element
+    positive = spec.positive_factor * _part(margin, gamma, 0.0, spec.poly_epsilon)
+    negative = _part(-spec.lam * margin, gamma_negative, spec.probability_margin, spec.poly_epsilon)
+    negative = spec.negative_factor / spec.lam * negative
+    share = y * (1 - spec.label_smoothing) + spec.label_smoothing / 2
+    weight = _weight(spec, row_weight, y, n)
+    pos_weight = None
+    if problem.label_weights is not None:
+        label_weight, pos_weight = (_savable(part) for part in problem.label_weights.factors())
+        weight = weight if label_weight is None else weight * label_weight.to(z.device)
+    positive_share = share if pos_weight is None else share * pos_weight.to(z.device)
+    result = (weight * positive_share).to(z.dtype) * positive + (weight * (1 - share)).to(z.dtype) * negative
 
-    wrong = torch.isinf(z) & (t < 0)
-    if spec.probability_margin:
+    wrong = (z == -math.inf) & (share > 0)
+    if not spec.probability_margin:
         # The margin bounds the loss of a negative by -log(margin).
-        wrong = wrong & y
+        wrong = wrong | (z == math.inf) & (share < 1)
     # The finite part keeps the derivative; a weight's sign is that of the infinity.
     result = result + torch.where(wrong, result.detach() * math.inf, 0.0)
-    if targets.dtype != torch.bool:
-        result = torch.where((targets == 0) | y, result, math.nan)
+    result = torch.where(valid, result, math.nan)
     return result if mask is None else torch.where(mask, result, 0.0)
+
+
+def _part(t: Tensor, gamma: float, probability_margin: float, poly_epsilon: float) -> Tensor:
+    """(1 - p)**gamma * (-log(p) + poly_epsilon * (1 - p)) for p = sigmoid(t), with 1 - p shifted down by the margin."""
+    nll, minus_log_q = _softplus(-t), _softplus(t)
+    if not probability_margin:
+        # (1 - p)**gamma as exp(gamma * log(1 - p)), whose derivative is finite where 1 - p is 0.
+        return torch.exp(-gamma * minus_log_q) * (nll + poly_epsilon * torch.exp(-minus_log_q))
+    # The derivative of sigmoid(-t) by autograd would form 1 - q, which has no digits left where q is near 1.
+    excess = torch.exp(-minus_log_q) - probability_margin
+    # Not `clamp`: it would give a NaN the derivative 0.
+    shifted = torch.where(excess <= 0, torch.zeros_like(excess), excess)
+    return shifted**gamma * (-torch.log1p(-shifted) + poly_epsilon * shifted)
 
 
 def _savable(tensor: Tensor | None) -> Tensor | None:
@@ -85,10 +97,6 @@ def _softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
-def _by_class(y: Tensor, positive: float, negative: float, like: Tensor) -> Tensor:
-    return torch.where(y, like.new_full((), positive), like.new_full((), negative))
-
-
 def _weight(spec: LossSpec, row_weight: Tensor | None, y: Tensor, n: Tensor | None) -> Tensor:
     """Weight of each element, float64, [N, C] or what broadcasts to it."""
     w = torch.ones(y.shape, dtype=torch.float64, device=y.device)
@@ -97,7 +105,7 @@ def _weight(spec: LossSpec, row_weight: Tensor | None, y: Tensor, n: Tensor | No
     if n is None or spec.weighting == "none" or spec.pooling != "label":
         return w
     if spec.weighting == "rebalanced":
-        r = (1 / n) / torch.where(y, 1 / n, 0.0).sum(1, keepdim=True)
+        r = (1 / n) / (y / n).sum(1, keepdim=True)
         return w * (spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu)))
     if spec.weighting == "class_balanced":
         # -expm1(n log(beta)) is 1 - beta**n without the cancellation near beta = 1.

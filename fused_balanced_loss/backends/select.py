@@ -65,6 +65,15 @@ def import_triton(name: str) -> ModuleType | None:
         return None
 
 
+def _lacks(problem: Problem) -> str:
+    """What the kernels do not compute yet, or ""."""
+    if problem.labels.positive_weight is not None:
+        return "pos_weight"
+    if problem.spec.poly_epsilon:
+        return "poly_epsilon"
+    return "label smoothing" if problem.spec.label_smoothing else ""
+
+
 def select(impl: str, problem: Problem) -> Backend:
     """The implementation for ``impl``, one of IMPLS but "reference", and this problem's device, dtypes and spec.
 
@@ -74,8 +83,10 @@ def select(impl: str, problem: Problem) -> Backend:
     where = problem.logits.device
     if impl == "compile":
         return COMPILED
-    if impl == "eager":
+    if impl == "eager" or (impl == "auto" and _lacks(problem)):
         return EAGER
+    if _lacks(problem):
+        raise RuntimeError(f"impl: {impl!r} cannot take {_lacks(problem)} yet")
     if impl == "cpp":
         reason = cpp.unavailable(problem)
         if reason:

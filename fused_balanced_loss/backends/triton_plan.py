@@ -13,7 +13,7 @@ from ..kernels.logits_loss import logits_loss_kernel
 from ..spec import LossSpec
 from . import device as devices
 from .aligned_copies import MOST_COPIED, aligned_copies
-from .constants import constants_key
+from .constants import constants_cache, constants_key
 from .kept import keep
 from .problem import Problem, compute_dtype
 from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
@@ -112,8 +112,9 @@ class Plan:
         if self._num_offsets or self._num_slopes:
             self._terms = SparseTerms(problem, cut, make_slope) if self.csr else DenseTerms(problem, at_once)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
+        has_cache = constants_cache(problem.statistics, problem.label_weights) is not None
         num_bytes = cut.vector * copy_stride * self.dtype.itemsize * sum(part is not None for part in labels)
-        self._may_copy = cut.period > 1 and problem.statistics is not None and 0 < num_bytes <= MOST_COPIED
+        self._may_copy = cut.period > 1 and has_cache and 0 < num_bytes <= MOST_COPIED
         self._constants_key = constants_key(self.spec, self.dtype, self.device)
         self._copies_key = cut.vector, copy_stride, self.spec.lam / math.log(2), *self._constants_key
         self._losses: dict[tuple[object, ...], Launch] = {}
@@ -176,7 +177,7 @@ class Plan:
                     crow,
                     col,
                     tile_offsets,
-                    *(copies or labels),
+                    *(copies or labels)[:3],
                     weight_slope,
                     problem.row_sum,
                     problem.row_weight,
@@ -245,7 +246,7 @@ def plan_of(problem: Problem) -> Plan:
         labels.weight is None,
         problem.row_weight is None,
         problem.row_sum is None,
-        problem.statistics is None,
+        constants_cache(problem.statistics, problem.label_weights) is None,
         None if mask is None else mask.stride(0),
         TEAM,
         WAVES,

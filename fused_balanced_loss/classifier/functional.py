@@ -14,9 +14,11 @@ from ..backends.problem import Problem, compute_dtype
 from ..backends.select import Impl
 from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
+from ..label_weights import Weight
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from ..targets import SparseTargets
+from ..weight_arguments import label_weights
 from .arguments import LinearGradientMode, check_classifier, check_linear_settings, check_updatable, product_dtype
 from .autograd import InPlaceOptimizer, LinearLoss, UpdatingLoss
 from .chunked_pass import ChunkedPass
@@ -31,6 +33,8 @@ def linear_balanced_loss(
     spec: LossSpec,
     statistics: LabelStatistics | None = None,
     *,
+    class_weight: Weight | None = None,
+    pos_weight: Weight | None = None,
     reduction: Reduction = "mean",
     sample_weight: Tensor | None = None,
     label_mask: Tensor | None = None,
@@ -52,8 +56,9 @@ def linear_balanced_loss(
         weight: [C, D]. Of the features' dtype, except under autocast, whose dtype the products then take: the weight
             is converted chunk by chunk.
         bias: [C], or None.
-        targets, spec, statistics, sample_weight, label_mask, ignore_index: as for :func:`balanced_loss`, for logits
-            [..., C].
+        targets, spec, statistics, pos_weight, sample_weight, label_mask, ignore_index: as for :func:`balanced_loss`,
+            for logits [..., C].
+        class_weight: what :func:`balanced_loss` calls ``weight``.
         reduction: ``"mean"``, ``"batchmean"`` or ``"sum"``.
         chunk_size: labels of a chunk, at least 1. None: a multiple of 128; on a CPU as many as have 32 MiB of
             weights and logits, on a GPU 128 MiB of weights and at most as many of logits.
@@ -78,7 +83,8 @@ def linear_balanced_loss(
     if update is not None:
         check_updatable(weight, bias, impl)
         update.check(weight, bias)
-    settings = LinearSettings(spec, statistics, reduction, chunk_size, impl, gradient)
+    weights = class_weight, pos_weight
+    settings = LinearSettings(spec, statistics, *weights, reduction, chunk_size, impl, gradient)
     return run(settings, features, weight, bias, targets, sample_weight, label_mask, ignore_index, update)
 
 
@@ -87,6 +93,8 @@ class LinearSettings(NamedTuple):
 
     spec: LossSpec
     statistics: LabelStatistics | None
+    class_weight: Weight | None
+    pos_weight: Weight | None
     reduction: Reduction
     chunk_size: int | None
     impl: Impl
@@ -132,7 +140,7 @@ def run(
     shard: Shard | None = None,
 ) -> Tensor:
     """The loss of features [..., D] and of a whole classifier or a shard of one; its arguments have been checked."""
-    spec, statistics, reduction, chunk_size, impl, gradient = settings
+    spec, statistics, class_weight, pos_weight, reduction, chunk_size, impl, gradient = settings
     num_labels = len(weight) if shard is None else shard.num_labels
     flat = flat_rows(features)
     # Not len(flat): torch.export would take the number for a constant.
@@ -155,6 +163,8 @@ def run(
             batch.targets,
             spec,
             statistics,
+            weight=class_weight,
+            pos_weight=pos_weight,
             reduction=reduction,
             sample_weight=batch.sample_weight,
             label_mask=batch.label_mask,
@@ -162,11 +172,12 @@ def run(
         )
     dtype = product_dtype(flat)
     exact = compute_dtype(dtype)
+    weights = label_weights(class_weight, pos_weight, statistics, num_labels, flat.device, "class_weight")
     problem = Problem(
         logits=torch.empty(0, dtype=dtype, device=flat.device),
         targets=batch.targets,
         spec=spec,
-        labels=label_constants(statistics, spec, exact, flat.device),
+        labels=label_constants(statistics, spec, exact, flat.device, weights),
         row_weight=row_weight(batch.targets, statistics, spec, batch.sample_weight, exact),
         label_mask=batch.label_mask,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..arguments import Reduction
 from ..backends.select import Impl
 from ..label_statistics import LabelStatistics
+from ..label_weights import Weight
 from ..optim.base import ClassifierUpdate, ignore_update_state
 from ..spec import LossSpec
 from ..statistics_module import StatisticsModule
@@ -30,6 +31,8 @@ class LinearBalancedLoss(StatisticsModule):
         num_features: D.
         num_labels: C; needed only without statistics (BCE, FL, ASL).
         bias: whether the classifier has one.
+        class_weight, pos_weight: a number or [C]; multiply the loss of each label, and the part of target 1 of each
+            label. Tensors are buffers.
         reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, or ``"sum"``.
         chunk_size: labels of a chunk; None: see :func:`linear_balanced_loss`.
         impl: which implementation computes the loss of a chunk; see :func:`balanced_loss`.
@@ -45,6 +48,8 @@ class LinearBalancedLoss(StatisticsModule):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    class_weight: Weight | None
+    pos_weight: Weight | None
 
     def __init__(
         self,
@@ -54,6 +59,8 @@ class LinearBalancedLoss(StatisticsModule):
         *,
         num_labels: int | None = None,
         bias: bool = True,
+        class_weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         chunk_size: int | None = None,
         impl: Impl = "auto",
@@ -83,6 +90,7 @@ class LinearBalancedLoss(StatisticsModule):
         self.weight = nn.Parameter(torch.empty(rows, num_features, device=device, dtype=dtype))
         self.register_parameter("bias", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
+        self.keep_label_weights(rows, class_weight=class_weight, pos_weight=pos_weight)
         self.keep_statistics(statistics)
         self.update = update
         self.register_load_state_dict_pre_hook(ignore_update_state)
@@ -96,6 +104,8 @@ class LinearBalancedLoss(StatisticsModule):
         spec: LossSpec,
         statistics: LabelStatistics | None,
         *,
+        class_weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         chunk_size: int | None = None,
         impl: Impl = "auto",
@@ -106,7 +116,8 @@ class LinearBalancedLoss(StatisticsModule):
 
         Args:
             linear: the classifier, with one output a label.
-            spec, statistics, reduction, chunk_size, impl, gradient, update: see :class:`LinearBalancedLoss`.
+            spec, statistics, class_weight, pos_weight, reduction, chunk_size, impl, gradient, update: see
+                :class:`LinearBalancedLoss`.
         """
         check_linear(linear, statistics)
         module = cls(
@@ -115,6 +126,8 @@ class LinearBalancedLoss(StatisticsModule):
             linear.in_features,
             num_labels=linear.out_features,
             bias=linear.bias is not None,
+            class_weight=class_weight,
+            pos_weight=pos_weight,
             reduction=reduction,
             chunk_size=chunk_size,
             impl=impl,
@@ -169,6 +182,8 @@ class LinearBalancedLoss(StatisticsModule):
             targets,
             self.spec,
             self.statistics,
+            class_weight=self.class_weight,
+            pos_weight=self.pos_weight,
             reduction=self.reduction,
             sample_weight=sample_weight,
             label_mask=label_mask,

@@ -18,6 +18,7 @@ from ..classifier.label_chunks import default_chunk_size
 from ..classifier.module import LinearBalancedLoss
 from ..classifier.prediction import LabelsAbove, TopLabels
 from ..label_statistics import LabelStatistics
+from ..label_weights import Weight
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
 from ..targets import SparseTargets
@@ -52,9 +53,9 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
     ``backend_override`` options with another).
 
     Args:
-        spec, statistics, num_features, num_labels, bias, reduction, chunk_size, impl, gradient, update, dtype: as for
-            :class:`LinearBalancedLoss`; the same on all ranks. Initial values do not depend on the number of ranks:
-            they are a function of the first rank's default generator.
+        spec, statistics, num_features, num_labels, bias, class_weight, pos_weight, reduction, chunk_size, impl,
+            gradient, update, dtype: as for :class:`LinearBalancedLoss`; the same on all ranks. Initial values do not
+            depend on the number of ranks: they are a function of the first rank's default generator.
         mesh: a one-dimensional DeviceMesh, or a process group.
         data_mesh: a one-dimensional DeviceMesh, or a process group, of ranks that hold the same labels and have
             batches of their own.
@@ -73,6 +74,8 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         data_mesh: DeviceMesh | dist.ProcessGroup | None = None,
         num_labels: int | None = None,
         bias: bool = True,
+        class_weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         chunk_size: int | None = None,
         impl: Impl = "auto",
@@ -92,6 +95,8 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 num_features,
                 num_labels=num_labels,
                 bias=bias,
+                class_weight=class_weight,
+                pos_weight=pos_weight,
                 reduction=reduction,
                 chunk_size=chunk_size,
                 impl=impl,
@@ -113,8 +118,11 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         seed = None if update is None else int(update.seed)
         settings = (spec, num_features, labels, bias, reduction, chunk_size, gradient, dtype, update, seed)
         counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b" %d" % statistics.num_samples
+        weights = [_as_bytes(value) for value in (class_weight, pos_weight)]
+        agreed = {"statistics": counts, "settings": repr(settings).encode()}
+        agreed |= dict(zip(("class_weight", "pos_weight"), weights, strict=True))
         for group in self._groups:
-            check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group)
+            check_agreement(agreed, group)
         own = torch.empty(self._rows, num_features, device=device, dtype=dtype)
         own_bias = own.new_empty(self._rows) if bias else None
         self.weight = nn.Parameter(sharded(own, mesh, labels))
@@ -136,6 +144,8 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         mesh: DeviceMesh | dist.ProcessGroup,
         *,
         data_mesh: DeviceMesh | dist.ProcessGroup | None = None,
+        class_weight: Weight | None = None,
+        pos_weight: Weight | None = None,
         reduction: Reduction = "mean",
         chunk_size: int | None = None,
         impl: Impl = "auto",
@@ -148,8 +158,8 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         Args:
             linear: the classifier, with one output a label.
             dtype: of the copy; None keeps that of ``linear``.
-            spec, statistics, mesh, data_mesh, reduction, chunk_size, impl, gradient, update: see
-                :class:`LabelParallelLinearLoss`.
+            spec, statistics, mesh, data_mesh, class_weight, pos_weight, reduction, chunk_size, impl, gradient, update:
+                see :class:`LabelParallelLinearLoss`.
         """
         check_linear(linear, statistics)
         module = cls(
@@ -160,6 +170,8 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
             data_mesh=data_mesh,
             num_labels=linear.out_features,
             bias=linear.bias is not None,
+            class_weight=class_weight,
+            pos_weight=pos_weight,
             reduction=reduction,
             chunk_size=chunk_size,
             impl=impl,
@@ -223,7 +235,16 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
             weight = weight.detach().requires_grad_(weight.requires_grad)
             bias = None if bias is None else bias.detach().requires_grad_(bias.requires_grad)
             self._check_update(update, weight, bias)
-        settings = LinearSettings(self.spec, self.statistics, self.reduction, chunk_size, self.impl, self.gradient)
+        settings = LinearSettings(
+            self.spec,
+            self.statistics,
+            self.class_weight,
+            self.pos_weight,
+            self.reduction,
+            chunk_size,
+            self.impl,
+            self.gradient,
+        )
         step = None if update is None else shard
         loss = run(settings, features, weight, bias, targets, sample_weight, label_mask, ignore_index, step, shard)
         self._batch_checked |= training and features.shape[:-1].numel() > 0
@@ -276,3 +297,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 "call it on the encoder, or with ignored_params=set(classifier.parameters())"
             )
         update.check(weight, bias)
+
+
+def _as_bytes(value: Weight | None) -> bytes:
+    return tensor_bytes(value.reshape(-1)) if isinstance(value, Tensor) else repr(value).encode()

@@ -1,0 +1,89 @@
+"""The gate for the caller's weights of the labels."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from .backends import device as devices
+from .backends.kept import keep
+from .label_statistics import LabelStatistics
+from .label_weights import LabelWeights, Weight
+
+# By identity and version of the tensors: weights that do not change are checked and converted once. An entry holds its
+# tensors and its statistics, so that no others can take their place in memory.
+_kept: dict[object, LabelWeights] = {}
+_MOST_KEPT = 16
+
+
+def label_weights(
+    weight: Weight | None,
+    pos_weight: Weight | None,
+    statistics: LabelStatistics | None,
+    num_labels: int,
+    device: torch.device,
+    name: str = "weight",
+) -> LabelWeights | None:
+    """The weights for logits of ``num_labels`` labels on ``device``; None where there are none.
+
+    Args:
+        weight, pos_weight: a number, or a tensor [C] or []; >= 0.
+        name: what the caller calls ``weight``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    if weight is None and pos_weight is None:
+        return None
+    if torch.compiler.is_compiling():
+        key = None
+    else:
+        marks = _mark(weight), _mark(pos_weight)
+        # Inference tensors have no version, and traced ones no address: they are looked at in each call.
+        key = None if "" in marks else (*marks, id(statistics), num_labels, device)
+        found = _kept.get(key) if key else None
+        if found is not None:
+            return found
+    for which, value in ((name, weight), ("pos_weight", pos_weight)):
+        if value is not None:
+            check_weight(which, value, num_labels, device)
+    made = LabelWeights(weight, pos_weight, num_labels, statistics, {})
+    if key is not None:
+        keep(_kept, key, made, _MOST_KEPT)
+    return made
+
+
+def _mark(value: Weight | None) -> object:
+    """What tells a weight from any other, and from itself after a change; "" where nothing can."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if type(value) is not Tensor or value.is_inference():
+        return ""
+    return id(value), value._version, value.data_ptr()
+
+
+def check_weight(name: str, value: Weight, num_labels: int = 1, device: torch.device | None = None) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a number, or a tensor [num_labels] or [] on ``device``."""
+    if isinstance(value, bool) or not isinstance(value, (Tensor, numbers.Real)):
+        raise TypeError(f"{name}: expected a number or a tensor, one number for each label, got {type(value).__name__}")
+    if not isinstance(value, Tensor):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        return
+    if value.dtype == torch.bool or value.is_complex() or value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor of real numbers, got {value.dtype} of layout {value.layout}")
+    if value.shape not in ((), (num_labels,)):
+        raise ValueError(f"{name}: expected shape [{num_labels}], one for each label, got {list(value.shape)}")
+    if value.requires_grad:
+        raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
+    if value.device != device:
+        raise ValueError(f"{name}: expected the device of the logits, {device}, got {value.device}")
+    # Traced tensors have no values, and a CUDA graph cannot wait for them.
+    if torch.compiler.is_compiling() or type(value) is not Tensor or devices.is_capturing(value.device):
+        return
+    wrong = ~((value >= 0) & (value < math.inf))
+    if bool(wrong.any()):
+        raise ValueError(f"{name}: expected finite numbers >= 0, got {value[wrong][0].item()}")
