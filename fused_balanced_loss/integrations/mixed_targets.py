@@ -1,8 +1,8 @@
 """timm's asymmetric loss and Poly-1 loss of targets between 0 and 1, which are no sum of two parts.
 
-For targets of 0 and 1 these losses are :class:`LossSpec`'s formula. For a target y between them that formula adds y times
-the loss of target 1 and 1 - y times that of target 0. timm's asymmetric and Poly-1 losses mix what the parts are made of,
-and only then take the power::
+For targets of 0 and 1 these losses are :class:`LossSpec`'s formula. For a target y between them that formula adds y
+times the loss of target 1 and 1 - y times that of target 0. timm's asymmetric and Poly-1 losses mix what the parts are
+made of, and only then take the power::
 
     q = y * q1 + (1 - y) * q0            probability of being wrong
     g = y * gamma1 + (1 - y) * gamma0
@@ -57,11 +57,11 @@ def mixed_loss(
         ValueError: for targets of another shape than the logits, and on the CPU for one outside [0, 1].
     """
     if targets.shape != logits.shape:
-        raise ValueError(f"target: expected the shape of the logits, {list(logits.shape)}, got {list(targets.shape)}")
+        raise ValueError(f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(targets.shape)}")
     if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
         least, most = targets.aminmax()
         if not (least >= 0 and most <= 1):
-            raise ValueError(f"target: expected numbers in [0, 1], got numbers from {least.item()} to {most.item()}")
+            raise ValueError(f"targets: expected numbers in [0, 1], got numbers from {least.item()} to {most.item()}")
     loss: Tensor = _MixedLoss.apply(logits, targets, spec, weight, pos_weight, factors, reduction == "none")
     if reduction == "none":
         return loss
@@ -82,28 +82,20 @@ class _MixedLoss(torch.autograd.Function):
         factors: tuple[float, float],
         elements: bool,
     ) -> Tensor:
-        dtype = compute_dtype(logits.dtype)
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        loss = logits.new_empty(logits.shape if elements else (), dtype=dtype)
         num_rows, num_labels = logits.shape
-        whole = logits.device.type != "cpu" or torch.compiler.is_compiling()
-        step = max(1, num_rows if whole else _PIECE // max(1, num_labels))
-        sums = []
-        for first in range(0, num_rows, step):
+        step = max(1, _PIECE // max(1, num_labels))
+        if num_rows <= step or logits.device.type != "cpu" or torch.compiler.is_compiling():
+            value, slope = _value_and_slope(logits, targets, spec, weight, pos_weight, factors)
+            ctx.save_for_backward(slope.to(logits.dtype))
+            return value if elements else value.sum()
+        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        loss = logits.new_empty(logits.shape if elements else -(-num_rows // step), dtype=compute_dtype(logits.dtype))
+        for piece, first in enumerate(range(0, num_rows, step)):
             rows = slice(first, first + step)
-            y = targets[rows].to(dtype)
-            value, slope = _value_and_slope(logits[rows].to(dtype), y, spec, pos_weight, factors)
-            if weight is not None:
-                value, slope = value * _of_dtype(weight, dtype), slope * _of_dtype(weight, dtype)
-            gradient[rows] = slope
-            if elements:
-                loss[rows] = value
-            else:
-                sums.append(value.sum())
+            value, gradient[rows] = _value_and_slope(logits[rows], targets[rows], spec, weight, pos_weight, factors)
+            loss[rows if elements else piece] = value if elements else value.sum()
         ctx.save_for_backward(gradient)
-        if not elements:
-            loss = torch.stack(sums).sum() if sums else logits.new_zeros((), dtype=dtype)
-        return loss
+        return loss if elements else loss.sum()
 
     @staticmethod
     @first_order
@@ -113,14 +105,22 @@ class _MixedLoss(torch.autograd.Function):
 
 
 def _value_and_slope(
-    z: Tensor, y: Tensor, spec: LossSpec, pos_weight: Weight | None, factors: tuple[float, float]
+    logits: Tensor,
+    targets: Tensor,
+    spec: LossSpec,
+    weight: Weight | None,
+    pos_weight: Weight | None,
+    factors: tuple[float, float],
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each element [N, C] and its derivative by the logit ``z``."""
+    """The loss of each element [N, C] and its derivative by the logit."""
+    dtype = compute_dtype(logits.dtype)
     # An infinite loss times a share of 0 would be NaN. No sum of losses this large leaves float32's range.
-    z = z.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
-    y = y * (1 - spec.label_smoothing) + spec.label_smoothing / 2 if spec.label_smoothing else y
+    z = logits.to(dtype).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    y = targets.to(dtype)
+    if spec.label_smoothing:
+        y = y * (1 - spec.label_smoothing) + spec.label_smoothing / 2
     no = 1 - y
-    yes = y if pos_weight is None else y * _of_dtype(pos_weight, z.dtype)
+    yes = y if pos_weight is None else y * _of_dtype(pos_weight, dtype)
     gamma, gamma_negative = spec.gammas
     p, q = torch.sigmoid(z), torch.sigmoid(-z)
     both = p * q
@@ -143,13 +143,15 @@ def _value_and_slope(
     if gamma or gamma_negative:
         power = gamma if gamma == gamma_negative else y * gamma + no * gamma_negative
         focal = wrong**power
-        # d(focal) = power * focal / wrong. Where nothing is wrong its factor `wrong_slope` is 0, and must not meet 0 / 0.
-        tiny = torch.finfo(z.dtype).tiny
+        # The power's derivative is power * focal / wrong. Where nothing is wrong, `wrong_slope` is 0: no 0 / 0 there.
+        tiny = torch.finfo(dtype).tiny
         nll_slope = focal * (nll_slope + nll * power * wrong_slope / wrong.clamp_(min=tiny))
         nll *= focal
     if factors != (1.0, 1.0):
         factor = y * factors[0] + no * factors[1]
         nll, nll_slope = nll * factor, nll_slope * factor
+    if weight is not None:
+        nll, nll_slope = nll * _of_dtype(weight, dtype), nll_slope * _of_dtype(weight, dtype)
     return nll, nll_slope
 
 

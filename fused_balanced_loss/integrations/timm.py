@@ -1,11 +1,11 @@
 """timm's factory of losses, for multi-label targets: the same arguments and numbers, fused.
 
 ``timm.loss.create_classification_loss(..., multi_label=True)`` becomes
-``fused_balanced_loss.integrations.timm.create_classification_loss(..., multi_label=True)``; timm need not be installed.
-The numbers are those of timm 1.0.31, with three differences. timm's asymmetric loss takes ``1 - sigmoid`` in float32 and
-clamps probabilities at 1e-8: it loses digits from logits of about 10 on, and no longer grows beyond 18; ours does neither.
-float64 logits are computed in float64, where timm takes float32. The loss of half-precision logits is float32, where timm's
-``"bce"`` returns half precision.
+``fused_balanced_loss.integrations.timm.create_classification_loss(..., multi_label=True)``; timm need not be there. The
+numbers are those of timm 1.0.31, with three differences. timm's asymmetric loss takes ``1 - sigmoid`` in float32 and
+clamps probabilities at 1e-8: it loses digits from logits of about 10 on, and no longer grows beyond 18; ours does
+neither. float64 logits are computed in float64, where timm takes float32. The loss of half-precision logits is float32,
+where timm's ``"bce"`` returns half precision.
 """
 
 from __future__ import annotations
@@ -90,28 +90,26 @@ class MultiLabelLoss(BalancedLoss):
                 CPU for soft targets where the loss ``mixes`` and was made without ``soft_targets``; elsewhere they make
                 the loss NaN.
         """
-        dense = isinstance(targets, Tensor) and targets.layout == torch.strided
-        if isinstance(targets, Tensor) and dense and targets.shape != logits.shape:
+        dense = targets if isinstance(targets, Tensor) and targets.layout == torch.strided else None
+        if dense is not None and dense.shape != logits.shape:
             raise ValueError(
-                f"target: expected the shape of the logits, {list(logits.shape)}, got {list(targets.shape)}; for indices "
+                f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(dense.shape)}; for indices "
                 "of classes take timm.loss.create_classification_loss"
             )
         if self.target_threshold is not None:
             targets = self._above_threshold(targets, self.target_threshold)
-        elif self.mixes and (self.factors or self.spec.label_smoothing or self._is_float(targets)):
-            if self.factors or self.spec.label_smoothing or self.soft_targets:
+        elif self.mixes:
+            soft = self.soft_targets and (dense is None or dense.is_floating_point())
+            if soft or self.factors or self.spec.label_smoothing:
                 if sample_weight is not None or label_mask is not None or ignore_index is not None:
                     raise ValueError(
                         "sample_weight, label_mask, ignore_index: expected none with targets between 0 and 1 in timm's "
                         "asymmetric or Poly-1 loss, which no kernel has"
                     )
                 return self._mixed(logits, targets)
-            if isinstance(targets, Tensor) and dense and label_mask is None and ignore_index is None:
-                targets = _zeros_and_ones(targets)
+            if dense is not None and dense.is_floating_point() and label_mask is None and ignore_index is None:
+                targets = _zeros_and_ones(dense)
         return super().forward(logits, targets, sample_weight, label_mask, ignore_index)
-
-    def _is_float(self, targets: Tensor | SparseTargets) -> bool:
-        return isinstance(targets, Tensor) and targets.dtype.is_floating_point
 
     def _above_threshold(self, targets: Tensor | SparseTargets, threshold: float) -> Tensor:
         if isinstance(targets, SparseTargets):
@@ -121,11 +119,14 @@ class MultiLabelLoss(BalancedLoss):
         return targets > threshold
 
     def _mixed(self, logits: Tensor, targets: Tensor | SparseTargets) -> Tensor:
-        dense = targets if isinstance(targets, Tensor) else targets.to_dense(torch.bool)
+        if isinstance(targets, SparseTargets):
+            targets = targets.to_dense(torch.bool)
+        elif targets.layout != torch.strided:
+            targets = targets.to_dense()
         num_labels = logits.shape[-1]
         loss = mixed_loss(
             logits.reshape(-1, num_labels),
-            (dense.to_dense() if dense.layout != torch.strided else dense).reshape(-1, num_labels),
+            targets.reshape(-1, num_labels),
             self.spec,
             weight=self.weight,
             pos_weight=self.pos_weight,
@@ -141,7 +142,7 @@ def _zeros_and_ones(targets: Tensor) -> Tensor:
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         if not bool((label == targets).all()):
             raise ValueError(
-                "target: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
+                "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
                 "soft_targets=True"
             )
         return label
@@ -202,7 +203,9 @@ def create_classification_loss(
         ValueError: naming the argument, what was expected and what came. For losses that are not here it names timm's.
     """
     if not multi_label:
-        raise ValueError("multi_label: expected True; for single-label targets take timm.loss.create_classification_loss")
+        raise ValueError(
+            "multi_label: expected True; for single-label targets take timm.loss.create_classification_loss"
+        )
     loss_type = loss_type or "bce"
     if loss_type in _COUPLED:
         raise ValueError(f"loss_type: {loss_type!r} has no fused form; take {_COUPLED[loss_type]}")
@@ -253,6 +256,8 @@ def create_classification_loss(
         return MultiLabelLoss(spec, mixes=mixes, soft_targets=soft_targets, factors=factors)
     if class_counts is None or num_samples is None:
         raise ValueError("class_counts, num_samples: expected both for 'db', how many of how many training samples")
+    if not db_neg_scale > 0:
+        raise ValueError(f"db_neg_scale: expected a number > 0, got {db_neg_scale}")
     factor = _DB_FOCAL_FACTOR if db_focal_gamma > 0 else 1.0
     spec = LossSpec(
         gamma=max(db_focal_gamma, 0.0),
