@@ -39,8 +39,7 @@ class MultiLabelLoss(BalancedLoss):
         spec, statistics, weight, pos_weight, reduction: see :class:`BalancedLoss`.
         target_threshold: targets above it count as 1, all others as 0; None leaves them as they are.
         threshold_smoothing: how far targets are moved towards 1/2 before they are compared with the threshold.
-        mixes: whether timm's loss of a target between 0 and 1 is no sum of a loss of 1 and one of 0
-            (:mod:`.mixed_targets`).
+        mixes: whether timm's loss of a target between 0 and 1 is no sum of a loss of 1 and one of 0.
         soft_targets: whether to expect such targets. Else they are an error where ``mixes``.
         factors: of target 1 and of target 0, where one of them is 0, which no spec has; None takes those of the spec.
     """
@@ -79,7 +78,7 @@ class MultiLabelLoss(BalancedLoss):
         Args:
             logits: [..., C], float16, bfloat16, float32 or float64.
             targets: dense of the shape of the logits, in [0, 1]; or :class:`SparseTargets`, which timm does not take.
-            sample_weight, label_mask, ignore_index: as of :meth:`BalancedLoss.forward`, but for targets that are
+            sample_weight, label_mask, ignore_index: as of :class:`BalancedLoss`, but for targets that are
                 smoothed or soft where the loss ``mixes``.
 
         Returns:
@@ -93,8 +92,8 @@ class MultiLabelLoss(BalancedLoss):
         dense = targets if isinstance(targets, Tensor) and targets.layout == torch.strided else None
         if dense is not None and dense.shape != logits.shape:
             raise ValueError(
-                f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(dense.shape)}; for indices "
-                "of classes take timm.loss.create_classification_loss"
+                f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(dense.shape)}; for indices"
+                " of classes take timm.loss.create_classification_loss"
             )
         if self.target_threshold is not None:
             targets = self._above_threshold(targets, self.target_threshold)
