@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
+from .input_values import as_number
 
 Weighting = Literal["none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"]
 Pooling = Literal["label", "mean_count", "mean_weight", "rarest"]
@@ -64,7 +63,9 @@ class LossSpec:
             ``"mean_count"`` that of its labels' mean count, ``"mean_weight"`` its labels' mean weight, and ``"rarest"``
             that of its rarest label. A sample without labels is weighed as if it had a label that all samples carry.
         beta_cb: class-balanced beta, in [0, 1).
-        alpha, beta, mu: floor (>= 0), slope (> 0) and midpoint of the rebalanced weight.
+        alpha, beta: floor (>= 0) and slope (> 0) of the rebalanced weight.
+        mu: midpoint of the rebalanced weight. It belongs to a corpus: None takes that of the training targets,
+            ``LabelStatistics.mu``.
         kappa: scale of the negative-tolerant bias ``v``; with 0 there is none.
         lam: the paper's lambda > 0, slope of the negatives' margin.
         positive_factor, negative_factor: factors > 0 of the positives' and the negatives' loss.
@@ -83,7 +84,7 @@ class LossSpec:
     beta_cb: float = 0.9
     alpha: float = 0.1
     beta: float = 10.0
-    mu: float = 0.9
+    mu: float | None = None
     kappa: float = 0.0
     lam: float = 1.0
     positive_factor: float = 1.0
@@ -94,17 +95,9 @@ class LossSpec:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("weighting", "pooling") or (field.name == "gamma_negative" and value is None):
+            if field.name in ("weighting", "pooling") or (field.name in ("gamma_negative", "mu") and value is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-                raise TypeError(f"{field.name}: expected a number, got {type(value).__name__} {value!r}")
-            try:
-                number = float(value)
-            except OverflowError:
-                number = math.inf
-            if not math.isfinite(number):
-                raise ValueError(f"{field.name}: expected a finite number, got {value}")
-            object.__setattr__(self, field.name, number)
+            object.__setattr__(self, field.name, as_number(field.name, value))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("pooling", self.pooling, POOLINGS)
         for name in ("gamma", "gamma_negative", "alpha"):
@@ -136,6 +129,11 @@ class LossSpec:
         """Whether the loss depends on label counts."""
         return self.weighting != "none" or self.kappa != 0
 
+    @property
+    def needs_mu(self) -> bool:
+        """Whether the loss takes its ``mu`` from the statistics."""
+        return self.mu is None and self.weighting == "rebalanced"
+
     def replace(self, **settings: Any) -> LossSpec:
         """A copy with some settings changed.
 
@@ -149,7 +147,7 @@ class LossSpec:
         return dataclasses.replace(self, **settings)
 
     @classmethod
-    def preset(cls, name: str, *, corpus: Corpus = "reuters", convention: Convention = "paper") -> LossSpec:
+    def preset(cls, name: str, *, corpus: Corpus | None = None, convention: Convention = "paper") -> LossSpec:
         """The loss that the paper calls ``name``, or one of another paper.
 
         Args:
@@ -160,16 +158,18 @@ class LossSpec:
                 (Lin et al., ICCV 2017); ``"CB-BCE"``, class-balanced cross entropy (Cui et al., CVPR 2019);
                 ``"LA-BCE"``, cross entropy with logits adjusted by the log-odds of the prior (Menon et al., ICLR 2021,
                 equation 10, for sigmoids); ``"Poly-1"``, cross entropy with poly_epsilon 2 (Leng et al., ICLR 2022).
-            corpus: the corpus of the paper that the settings belong to: mu is 0.9 for ``"reuters"`` and 0.05 for
-                ``"pubmed"``.
+            corpus: None for a corpus of one's own, whose mu comes from its training targets; ``"reuters"`` and
+                ``"pubmed"`` for the paper's mu, 0.9 and 0.05.
             convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors that the
-                published experiments ran with, on which their learning rates depend.
+                published experiments ran with, on which their learning rates depend. For CB and NTR-FL they differ
+                between the paper's corpora, so ``corpus`` must be given.
 
         Raises:
-            ValueError: for an unknown name, corpus or convention.
+            ValueError: for an unknown name, corpus or convention, and for factors that need a corpus without one.
         """
         check_choice("name", name, PRESETS)
-        check_choice("corpus", corpus, CORPORA)
+        if corpus is not None:
+            check_choice("corpus", corpus, CORPORA)
         check_choice("convention", convention, CONVENTIONS)
         if name in _OTHER_LOSSES:
             return cls(**_OTHER_LOSSES[name])
@@ -183,7 +183,7 @@ class LossSpec:
         return cls(
             gamma=0.0 if name in ("BCE", "DB-0FL") else 2.0,
             weighting=weighting,
-            mu=PAPER_MU[corpus],
+            mu=PAPER_MU[corpus] if corpus is not None and weighting == "rebalanced" else None,
             kappa=0.05 if negative_tolerant else 0.0,
             lam=2.0 if negative_tolerant else 1.0,
             positive_factor=positive,
@@ -191,8 +191,13 @@ class LossSpec:
         )
 
 
-def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
+def _authors_factors(name: str, corpus: str | None) -> tuple[float, float]:
     """The factors by which the published experiments multiply the paper's loss of positives and of negatives."""
+    if corpus is None and name in ("CB", "NTR-FL"):
+        raise ValueError(
+            f"corpus: expected 'reuters' or 'pubmed' with convention 'authors', whose factors of {name} differ between "
+            "them; got None"
+        )
     reuters = corpus == "reuters"
     if name == "BCE":
         return 1.0, 1.0

@@ -31,6 +31,7 @@ from report.tables import corpus_table
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec
 from fused_balanced_loss.metrics import PAPER_THRESHOLDS
+from fused_balanced_loss.spec import PAPER_MU
 
 FAILED, INTERRUPTED = 1, 130
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
@@ -129,7 +130,7 @@ class Experiment:
         if self.options.mu is not None:
             return float(self.options.mu)
         if self.corpus.paper is not None:
-            return LossSpec.preset("DB", corpus=self.corpus.paper).mu
+            return PAPER_MU[self.corpus.paper]
         return round(self.corpus.statistics.suggest_mu(self.corpus.train.targets), 4)
 
     def _spec(self, method: str) -> LossSpec:

@@ -84,7 +84,7 @@ def closed_form(
 
     weight: Tensor | None = None
     if inverse_frequency is not None:
-        assert row_sum is not None
+        assert row_sum is not None and spec.mu is not None
         share = inverse_frequency / row_sum[:, None]
         weight = spec.alpha + torch.sigmoid(spec.beta * (share - spec.mu))
     if not mixed and targets.dtype != torch.bool:

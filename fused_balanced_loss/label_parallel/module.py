@@ -117,7 +117,9 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         self.first_label = sum(self._sizes[: mesh.get_local_rank()])
         seed = None if update is None else int(update.seed)
         settings = (spec, num_features, labels, bias, reduction, chunk_size, gradient, dtype, update, seed)
-        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b" %d" % statistics.num_samples
+        counts = b""
+        if statistics is not None:
+            counts = tensor_bytes(statistics.counts) + f" {statistics.num_samples} {statistics.mu!r}".encode()
         weights = [_as_bytes(value) for value in (class_weight, pos_weight)]
         agreed = {"statistics": counts, "settings": repr(settings).encode()}
         agreed |= dict(zip(("class_weight", "pos_weight"), weights, strict=True))

@@ -31,7 +31,7 @@ def score_validation(
     f1 = ThresholdedF1(corpus.num_labels, thresholds, corpus.label_groups, activation=activation)
     for batch, targets in _with_targets(corpus.validation, logits):
         f1.update(batch, targets)
-    threshold, micro = f1.best()
+    threshold, micro, _ = f1.best()
     return Validation(threshold, micro, f1.scores(threshold))
 
 
