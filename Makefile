@@ -13,7 +13,7 @@ export NLTK_DATA := $(abspath ../shared/nltk_data)
 endif
 endif
 
-.PHONY: demo quick test lint docs benchmark static gpu-report clean
+.PHONY: demo quick test lint docs hub benchmark static gpu-report clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/paper/reproduce_reuters.py $(ARGS)
@@ -32,6 +32,10 @@ test: lint
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -n -W --keep-going docs build/docs
+
+# The layout of Hugging Face's kernel Hub, in build/hub. Needs Python alone.
+hub:
+	$(PYTHON) hub_build.py $(ARGS)
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks $(ARGS)

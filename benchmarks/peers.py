@@ -17,6 +17,7 @@ from torch import Tensor
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
 
 Loss = Callable[[Tensor], Tensor]
+_TIMM_LOSSES = "timm_losses_alone"
 
 OURS, EAGER, COMPILED, PLAIN = "ours", "formula, eager", "formula, torch.compile", "BCEWithLogitsLoss"
 TIMM_DB, TIMM_ASL = "timm DistributionBalancedLoss", "timm AsymmetricLossMultiLabel"
@@ -88,27 +89,22 @@ def make_loss(name: str, problem: Problem, loss: str, *, form: str = "csr", impl
     return lambda z: theirs(z, dense)
 
 
-def _timm(file: str) -> ModuleType:
-    """timm's module of one loss. It is loaded from its file, because the package timm imports torchvision."""
-    name = f"timm_loss_{file}"
-    if name in sys.modules:
-        return sys.modules[name]
+def timm_loss(file: str) -> ModuleType:
+    """timm's module ``timm.loss.<file>``, without the package timm, which imports torchvision."""
     package = importlib.util.find_spec("timm")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'timm'")
-    path = Path(package.submodule_search_locations[0]) / "loss" / f"{file}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise ImportError(f"this timm has no loss/{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules[name] = module
-    return module
+    if _TIMM_LOSSES not in sys.modules:
+        # A package of that folder without its own __init__, so that the files may import each other.
+        folder = ModuleType(_TIMM_LOSSES)
+        folder.__path__ = [str(Path(place) / "loss") for place in package.submodule_search_locations]
+        sys.modules[_TIMM_LOSSES] = folder
+    return importlib.import_module(f"{_TIMM_LOSSES}.{file}")
 
 
 _LOADERS: dict[str, Callable[[], ModuleType]] = {
-    TIMM_DB: lambda: _timm("distribution_balanced_loss"),
-    TIMM_ASL: lambda: _timm("asymmetric_loss"),
+    TIMM_DB: lambda: timm_loss("distribution_balanced_loss"),
+    TIMM_ASL: lambda: timm_loss("asymmetric_loss"),
     FVCORE: lambda: importlib.import_module("fvcore.nn"),
     TORCHVISION: lambda: importlib.import_module("torchvision.ops"),
 }

@@ -104,9 +104,13 @@ def formula(logits: Tensor, targets: Tensor, counts: Tensor, num_samples: int, s
     else:
         t = torch.where(targets == 1, z, -z)
     nll = F.softplus(-t)
+    if spec.poly_epsilon:
+        nll = nll + spec.poly_epsilon * torch.sigmoid(-t)
     if spec.gamma:
         p = torch.sigmoid(t)
         nll = (1 - p) ** spec.gamma * nll
+    if spec.positive_factor != 1 or spec.negative_factor != 1:
+        s = s * torch.where(targets == 1, spec.positive_factor, spec.negative_factor)
     return (s * w * nll).mean()
 
 

@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .class_weights import class_weights
 from .classifier.functional import linear_balanced_loss
 from .classifier.module import LinearBalancedLoss
 from .collate import SparseTargetsCollator
@@ -45,6 +46,7 @@ __all__ = [
     "SparseTargets",
     "SparseTargetsCollator",
     "balanced_loss",
+    "class_weights",
     "linear_balanced_loss",
 ]
 

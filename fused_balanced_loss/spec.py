@@ -18,7 +18,15 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 CORPORA: tuple[str, ...] = get_args(Corpus)
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 PAPER_LOSSES = ("BCE", "FL", "CB", "R-FL", "NTR-FL", "DB-0FL", "CB-NTR", "DB")
-PRESETS = (*PAPER_LOSSES, "ASL")
+# Losses of other papers, which have no corpus and no convention.
+_OTHER_LOSSES: dict[str, dict[str, Any]] = {
+    "ASL": {"gamma": 1.0, "gamma_negative": 4.0, "probability_margin": 0.05},
+    "alpha-FL": {"gamma": 2.0, "positive_factor": 0.25, "negative_factor": 0.75},
+    "CB-BCE": {"weighting": "class_balanced"},
+    "LA-BCE": {"kappa": 1.0},
+    "Poly-1": {"poly_epsilon": 2.0},
+}
+PRESETS = (*PAPER_LOSSES, *_OTHER_LOSSES)
 
 PAPER_MU = {"reuters": 0.9, "pubmed": 0.05}
 
@@ -140,12 +148,16 @@ class LossSpec:
 
     @classmethod
     def preset(cls, name: str, *, corpus: Corpus | None = None, convention: Convention = "paper") -> LossSpec:
-        """The loss that the paper calls ``name``, or asymmetric loss.
+        """The loss that the paper calls ``name``, or one of another paper.
 
         Args:
             name: ``"BCE"``, ``"FL"``, ``"CB"``, ``"R-FL"``, ``"NTR-FL"``, ``"DB-0FL"``, ``"CB-NTR"`` or ``"DB"`` (Huang
-                et al., EMNLP 2021, Table 2); or ``"ASL"``, asymmetric loss with gamma 1 and 4 and margin 0.05 (Ridnik
-                et al., ICCV 2021). Corpus and convention do not change ASL; its authors reduce by the sum.
+                et al., EMNLP 2021, Table 2). Of other papers, which corpus and convention do not change: ``"ASL"``,
+                asymmetric loss with gamma 1 and 4 and margin 0.05 (Ridnik et al., ICCV 2021), whose authors reduce by
+                the sum; ``"alpha-FL"``, focal loss with gamma 2 and the factors 0.25 of positives and 0.75 of negatives
+                (Lin et al., ICCV 2017); ``"CB-BCE"``, class-balanced cross entropy (Cui et al., CVPR 2019);
+                ``"LA-BCE"``, cross entropy with logits adjusted by the log-odds of the prior (Menon et al., ICLR 2021,
+                equation 10, for sigmoids); ``"Poly-1"``, cross entropy with poly_epsilon 2 (Leng et al., ICLR 2022).
             corpus: None for a corpus of one's own, whose mu comes from its training targets; ``"reuters"`` and
                 ``"pubmed"`` for the paper's mu, 0.9 and 0.05.
             convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors that the
@@ -159,8 +171,8 @@ class LossSpec:
         if corpus is not None:
             check_choice("corpus", corpus, CORPORA)
         check_choice("convention", convention, CONVENTIONS)
-        if name == "ASL":
-            return cls(gamma=1.0, gamma_negative=4.0, probability_margin=0.05)
+        if name in _OTHER_LOSSES:
+            return cls(**_OTHER_LOSSES[name])
         weighting: Weighting = "none"
         if name in ("CB", "CB-NTR"):
             weighting = "class_balanced"

@@ -79,6 +79,13 @@ def test_asymmetric_loss(corpus, convention):
     assert not spec.needs_statistics
 
 
+def test_losses_of_other_papers():
+    assert LossSpec.preset("alpha-FL") == LossSpec(gamma=2, positive_factor=0.25, negative_factor=0.75)
+    assert LossSpec.preset("CB-BCE") == LossSpec(weighting="class_balanced", beta_cb=0.9)
+    assert LossSpec.preset("LA-BCE") == LossSpec(kappa=1)
+    assert LossSpec.preset("Poly-1") == LossSpec(poly_epsilon=2)
+
+
 @pytest.mark.parametrize("corpus", ["reuters", "pubmed"])
 @pytest.mark.parametrize("name", PAPER)
 def test_the_conventions_differ_by_their_factors_alone(name, corpus):

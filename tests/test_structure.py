@@ -17,7 +17,7 @@ LEVELS = (
     "target_checks score_groups thresholding",
     "targets",
     "label_statistics collate",
-    "label_weights metrics",
+    "label_weights class_weights metrics",
     "backends",
     "arguments weight_arguments optim",
     "functional statistics_module",
