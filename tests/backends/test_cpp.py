@@ -186,12 +186,12 @@ def test_targets_of_every_dtype(target_dtype):
 
 @pytest.mark.parametrize("target_dtype", [torch.uint8, *INTEGERS[1:], *FLOATS])
 @pytest.mark.parametrize("shape", [(1, 16_401), (9, 2_001)])
-def test_a_target_neither_0_nor_1_is_nan_unless_masked(shape, target_dtype, threads_2):
+def test_a_target_outside_0_and_1_is_nan_unless_masked(shape, target_dtype, threads_2):
     logits, targets, statistics = problem(*shape, seed=6)
     targets[-1, [3, 500]] = True
     odd = [2, 255] if target_dtype == torch.uint8 else [-1, -100, 2]
     if target_dtype.is_floating_point:
-        odd += [0.5, math.nan, math.inf]
+        odd += [1.5, -0.5, math.nan, math.inf]
     columns = torch.linspace(70, shape[1] - 1, len(odd)).long()
     wrong = targets.to(target_dtype)
     wrong[-1, columns] = torch.tensor(odd).to(target_dtype)
@@ -522,7 +522,8 @@ def test_compiles_for_avx512(dtype, tmp_path):
     if "x86-64-v4" not in subprocess.run([cpp_build._compiler()[0], "-Q", "--help=target"], **quietly()).stdout:
         pytest.skip("the compiler does not know x86-64-v4")
     source = Path(cpp_build.__file__).parents[1] / "kernels" / "logits_loss.cpp"
-    macros = {"LOGITS": cpp._LOGITS[dtype], "GAMMA": -1, "MARGIN": 1, "BIAS": 1, "REBALANCED": 1, "LABEL_WEIGHT": 1}
+    macros = {"LOGITS": cpp._LOGITS[dtype], "GAMMA": -1}
+    macros |= dict.fromkeys(("MARGIN", "POLY", "BIAS", "REBALANCED", "LABEL_WEIGHT"), 1)
     defines = [f"-D{name}={value}" for name, value in macros.items()]
     command = [cpp_build._compiler()[0], "-std=c++17", "-O3", "-march=x86-64-v4", *defines, "-c", str(source)]
     done = subprocess.run([*command, "-o", str(tmp_path / "kernel.o")], **quietly())
@@ -554,6 +555,6 @@ def test_library_is_built_once_and_survives_processes(tmp_path, monkeypatch):
 
 def test_invalid_targets_are_found():
     logits, targets, statistics = problem(4, 200)
-    for bad in (targets.byte() * 2, targets.float() * 0.5, targets.long() * -1):
+    for bad in (targets.byte() * 2, targets.float() * 1.5, targets.long() * -1):
         with pytest.raises(ValueError, match="targets"):
             balanced_loss(logits, bad, DB, statistics, impl="cpp")
