@@ -73,10 +73,11 @@ class StatisticsModule(nn.Module):
                 check_weight(name, value, value.numel() if num_labels is None else num_labels, value.device)
             elif value is not None:
                 check_weight(name, value)
-            if value is None or isinstance(value, Tensor):
-                self.register_buffer(name, None if value is None else value.detach().clone())
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value.detach().clone())
             else:
-                setattr(self, name, float(value))
+                # A buffer that is None would take a search at each call.
+                setattr(self, name, None if value is None else float(value))
 
     @property
     def statistics(self) -> LabelStatistics | None:

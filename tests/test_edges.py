@@ -236,13 +236,13 @@ def test_float16_gradient_of_a_mean_survives_a_grad_scaler(impl, device):
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
-def test_targets_on_a_gpu_other_than_0_and_1_give_nan(impl, device):
+def test_targets_on_a_gpu_outside_0_to_1_give_nan(impl, device):
     """The CPU raises instead; the value is the same under the interpreter, where the host looks."""
     logits, targets, statistics = problem(3, 40)
     bad = targets.float()
-    bad[1, 1] = 0.5
+    bad[1, 1] = 1.5
     if device.type == "cpu":
-        with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got 0\.5"):
+        with pytest.raises(ValueError, match=r"targets: expected a number in \[0, 1\], got 1\.5"):
             balanced_loss(logits, bad, DB, statistics, impl=impl)
     else:
         assert torch.isnan(balanced_loss(logits.to(device), bad.to(device), DB, statistics, impl=impl))
@@ -373,7 +373,7 @@ def test_a_negative_target_in_rows_without_labels(dtype, impl, device):
     targets[1, 5] = -1
     arguments = (logits.to(device), targets.to(device), LossSpec(), None)
     if device.type == "cpu":
-        with pytest.raises(ValueError, match=r"targets: expected 0 or 1, got -1.* at \[1, 5\]"):
+        with pytest.raises(ValueError, match=r"targets: expected .*, got -1.* at \[1, 5\]"):
             balanced_loss(*arguments, impl=impl)
     else:
         assert balanced_loss(*arguments, impl=impl).isnan()

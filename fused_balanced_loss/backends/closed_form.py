@@ -203,7 +203,7 @@ def _run_compiled(*arguments: Any) -> tuple[Tensor | None, Tensor | None]:
             closed_form.__code__.replace(), closed_form.__globals__, closed_form.__name__, closed_form.__defaults__
         )
         _compiled[spec, want] = torch.compile(own, fullgraph=True)
-    logits, dense, _, _, _, row_sum, row_weight, label_mask = tensors
+    logits, dense, *_, row_sum, row_weight, label_mask = tensors
     for rows in (logits, dense, row_sum, row_weight, label_mask):
         if rows is not None:
             torch._dynamo.maybe_mark_dynamic(rows, 0)

@@ -44,8 +44,8 @@ def test_compiled_form_in_float64_and_bfloat16(device):
         _, expected = elements(logits, targets, statistics.counts, statistics.num_samples, DB)
         _, ours = loss_and_gradient(logits, targets, statistics, DB, device, reduction="sum", impl="compile")
         torch.testing.assert_close(ours.double(), expected, rtol=4 * DIGITS[dtype], atol=DIGITS[dtype] * 0.1)
-        with pytest.raises(ValueError, match="targets: expected 0 or 1"):
-            balanced_loss(logits, targets.to(torch.float32) * 0.5, DB, statistics, impl="compile")
+        with pytest.raises(ValueError, match="targets: expected a number in"):
+            balanced_loss(logits, targets.to(torch.float32) * 1.5, DB, statistics, impl="compile")
 
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])

@@ -321,7 +321,7 @@ BAD = {
     "features: expected float16": {"features": torch.zeros(6, 8, dtype=torch.int64)},
     "weight: expected a tensor": {"weight": None},
     "targets: expected shape": {"targets": torch.zeros(6, 36)},
-    "targets: expected 0 or 1": {"targets": torch.full((6, 37), 0.5)},
+    "targets: expected a number in": {"targets": torch.full((6, 37), 1.5)},
     "sample_weight: expected shape": {"sample_weight": torch.zeros(5)},
     "label_mask: expected a dense bool": {"label_mask": torch.zeros(37)},
     "weight: expected the device": {"weight": torch.zeros(37, 8, device="meta")},
