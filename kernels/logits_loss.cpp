@@ -1,14 +1,15 @@
 // Balanced loss and its gradient on the CPU: what logits_loss.py is to a GPU.
 //
-// Built once for each combination of the macros: LOGITS (vector_math.h) and GAMMA, MARGIN, BIAS, REBALANCED and
+// Built once for each combination of the macros: LOGITS (vector_math.h) and GAMMA, MARGIN, POLY, BIAS, REBALANCED and
 // LABEL_WEIGHT (balanced_element.h). All else is known only when the kernel runs.
 //
 // Few labels are positive: the main loop takes every element for a negative, and a vector with a positive in it is done
 // once more in the general form. A label mask, an upstream gradient or a result for each element take the general form
-// for all vectors.
+// for all vectors. In a row with targets between 0 and 1 the soft form takes the place of the general form: both parts of
+// the loss. Label smoothing, and a row with many such targets, take it for all vectors.
 
-#include "balanced_element.h"
 #include "flush_denormals.h"
+#include "row_elements.h"
 #include "row_labels.h"
 
 // One call. Strides are in elements; pointers are null where there is no such tensor. Every member has 8 bytes, so that
@@ -30,6 +31,7 @@ struct Call {
     const Number* bias;               // [columns]
     const Number* inverse_frequency;  // [columns]
     const Number* label_weight;       // [columns]
+    const Number* positive_weight;    // [columns], takes the place of label_weight in the part of target 1
     const Number* upstream;           // [rows, columns], multiplies the gradient
     int64_t upstream_stride;
     Number* elements;                 // [rows, columns] side by side: the loss of each, to be written
@@ -40,31 +42,7 @@ struct Call {
 
 struct Spec {
     double gamma_positive, gamma_negative, probability_margin, alpha, beta, mu, lam, positive_factor, negative_factor;
-};
-
-// One row of a call.
-struct Row {
-    const Logit* logits;
-    Logit* gradient;
-    const uint8_t* mask;
-    const Number* upstream;
-    Number* elements;
-    RowFactors factors;
-    Number loss_factor;  // of `elements`
-
-    bool plain() const { return !mask && !upstream && !elements; }
-
-    // Makes loss and gradient of an element NaN, unless it is masked out; returns whether it did.
-    bool spoil(int64_t i) const {
-        if (mask && !mask[i]) return false;
-        if (gradient) gradient[i] = LOGIT_NAN;
-        if (elements) elements[i] = std::numeric_limits<Number>::quiet_NaN();
-        return true;
-    }
-};
-
-struct Labels {  // constants of the labels, [columns]
-    const Number *bias, *inverse_frequency, *weight;
+    double poly_epsilon, label_smoothing;
 };
 
 // Vectors [first, last) of a row as if without positives; the sum of the losses of those whose `keep` is all ones.
@@ -77,63 +55,12 @@ static V negatives(const Row row, const Labels labels, const Settings s, const I
         V loss, gradient;
         balanced_element<false>(load_logits(row.logits + i), BIAS ? load<V>(labels.bias + i) : V{},
                                 REBALANCED ? load<V>(labels.inverse_frequency + i) : V{},
-                                LABEL_WEIGHT ? load<V>(labels.weight + i) : V{}, I{}, s, row.factors, loss,
-                                gradient);
+                                LABEL_WEIGHT ? load<V>(labels.weight + i) : V{}, V{}, I{}, s, row.factors,
+                                loss, gradient);
         total += (V)((I)loss & (I{} + keep[k - first]));
         if (GRADIENT) store_logits(row.gradient + i, gradient);
     }
     return total;
-}
-
-// `count` numbers, and zeros behind them.
-template <class T> struct Some {
-    T at[W] = {};
-    Some(const T* from, int64_t count) { std::memcpy(at, from, count * sizeof *at); }
-};
-
-static inline V load_some_logits(const Logit* from, int64_t count) {
-    return load_logits(count == W ? from : Some<Logit>(from, count).at);
-}
-
-template <class Vector, class T> static inline Vector load_some(const T* from, int64_t count) {
-    return count == W ? load<Vector>(from) : load<Vector>(Some<T>(from, count).at);
-}
-
-template <class T> static inline void store_some(T* to, V from, int64_t count) {
-    if (count == W) std::memcpy(to, &from, sizeof from);
-    else std::memcpy(to, &from, count * sizeof *to);
-}
-
-// `count` elements from column i, of which some may be positive: a bit for each. z: their logits. Returns the losses of
-// those from `fresh` on: what is before was counted already.
-static V general(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
-                 uint32_t positive, int64_t fresh = 0) {
-    I lane, bit;
-    for (int k = 0; k < W; ++k) lane[k] = k, bit[k] = 1 << k;
-    V loss, gradient;
-    balanced_element<true>(z, BIAS ? load_some<V>(labels.bias + i, count) : V{},
-                           REBALANCED ? load_some<V>(labels.inverse_frequency + i, count) : V{},
-                           LABEL_WEIGHT ? load_some<V>(labels.weight + i, count) : V{},
-                           ((I{} + (Integer)positive) & bit) != 0, s, row.factors, loss, gradient);
-    I keep = lane < (Integer)count;
-    if (row.mask) keep &= __builtin_convertvector(load_some<Bytes>(row.mask + i, count), I) != 0;
-    loss = keep ? loss : V{};
-    if (row.elements) {
-        V scaled = keep ? loss * row.loss_factor : V{};
-        store_some(row.elements + i, scaled, count);
-    }
-    if (row.gradient) {
-        if (row.upstream) gradient *= load_some<V>(row.upstream + i, count);
-        gradient = keep ? gradient : V{};
-        if (count == W) {
-            store_logits(row.gradient + i, gradient);
-        } else {
-            Logit stored[W];
-            store_logits(stored, gradient);
-            std::memcpy(row.gradient + i, stored, count * sizeof *stored);
-        }
-    }
-    return lane < (Integer)fresh ? V{} : loss;
 }
 
 // Vectors after which a lane's float32 sum goes over into float64.
@@ -152,8 +79,9 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         for (; label < end && *label / W == k; ++label) positive |= 1u << *label % W;
         return positive;
     };
-    auto add_general = [&](V z, int64_t k, uint32_t positive) {
-        total += __builtin_convertvector((general(row, labels, s, z, k * W, W, positive)), D);
+    auto form = row.soft ? soft : general;
+    auto add = [&](V z, int64_t k, uint32_t positive) {
+        total += __builtin_convertvector((form(row, labels, s, z, k * W, W, positive, 0)), D);
     };
     // The last columns of a row may be no whole vector. Where there is room, a vector that ends with the row takes them
     // with columns that the loop takes too, and so no part of a vector is read or written. Its logits are read here,
@@ -167,7 +95,7 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
     for (int64_t run = first / W; run < whole; run += RUN) {
         int64_t stop = run + RUN < whole ? run + RUN : whole;
         if (!plain) {
-            for (int64_t k = run; k < stop; ++k) add_general(load_logits(row.logits + k * W), k, positives_of(k));
+            for (int64_t k = run; k < stop; ++k) add(load_logits(row.logits + k * W), k, positives_of(k));
             continue;
         }
         V z[RUN];
@@ -183,7 +111,7 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         total += __builtin_convertvector((negatives<GRADIENT>(row, labels, s, keep, run, stop)), D);
         for (int64_t k = 0; k < count; ++k) {
             keep[aside[k] - run] = -1;
-            add_general(z[k], aside[k], positive[k]);
+            add(z[k], aside[k], positive[k]);
         }
     }
     if (rest) {
@@ -191,29 +119,43 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         uint32_t positive = 0;
         for (; label < end; ++label) positive |= 1u << (*label - from);
         total += __builtin_convertvector(
-            (general(row, labels, s, z_rest, from, last - from, positive, whole * W - from)), D);
+            (form(row, labels, s, z_rest, from, last - from, positive, whole * W - from)), D);
     }
     double sum = 0;
     for (int lane = 0; lane < W; ++lane) sum += total[lane];
     return sum;
 }
 
-// Loss, unscaled, and gradient of columns [first, last) of row k. ones, odd: memory that is used again.
+// Of so many vectors one may have a soft target, before the soft form of all vectors takes less time.
+constexpr int64_t VECTORS_PER_SOFT = 4;
+
+// Loss, unscaled, and gradient of columns [first, last) of row k. positive, odd: memory that is used again.
 static double block(const Call& call, const Spec& spec, const Settings& s, int64_t k, int64_t first, int64_t last,
-                    std::vector<int64_t>& ones, std::vector<int64_t>& odd) {
-    bool whole_row = REBALANCED && !call.row_sum;
+                    std::vector<int64_t>& positive, std::vector<int64_t>& odd) {
+    bool whole_row = REBALANCED && !call.row_sum, smoothed = spec.label_smoothing > 0;
     RowLabels found;
+    Shares shares{};
+    bool many = false;
     if (call.targets) {
-        find_in_row(call.targets, call.targets_stride, k, call.targets_format, whole_row ? 0 : first,
-                    whole_row ? call.columns : last, ones, odd);
-        found = {ones.data(), ones.data() + ones.size(), true};
+        int64_t begin = whole_row ? 0 : first, end = whole_row ? call.columns : last;
+        int64_t most = (end - begin) / (VECTORS_PER_SOFT * W);
+        int64_t count = find_in_row(call.targets, call.targets_stride, k, call.targets_format, begin, end, most,
+                                    positive, odd);
+        many = count > most;
+        if (count) shares = shares_of_row(call.targets, call.targets_stride, k, call.targets_format);
+        // They are read with the logits.
+        if (many) positive.clear(), odd.clear();
+        found = {positive.data(), positive.data() + positive.size(), true};
     } else {
         odd.clear();
         found = labels_of_ids(call.crow, call.col, call.num_ids, k, call.columns);
     }
     double row_sum = 0, weight = call.row_weight ? call.row_weight[k] : 1;
-    if (whole_row)
-        for (const int64_t* i = found.begin; i < found.end; ++i) row_sum += call.inverse_frequency[*i];
+    if (whole_row && many)
+        row_sum = shares.dot(call.inverse_frequency, call.columns);
+    else if (whole_row)
+        for (const int64_t* i = found.begin; i < found.end; ++i)
+            row_sum += shares.targets ? shares.load(*i, 1)[0] * call.inverse_frequency[*i] : call.inverse_frequency[*i];
     else if (REBALANCED)
         row_sum = call.row_sum[k];
     found.narrow(first, last);
@@ -225,8 +167,11 @@ static double block(const Call& call, const Spec& spec, const Settings& s, int64
             at_row(call.elements, call.columns),
             {(Number)(1 / row_sum), (Number)(spec.beta * LOG_BASE_OF_E / row_sum),
              (Number)(spec.negative_factor * weight * call.scale)},
-            (Number)(spec.negative_factor * weight * call.scale / spec.lam)};
-    Labels labels{call.bias, call.inverse_frequency, call.label_weight};
+            (Number)(spec.negative_factor * weight * call.scale / spec.lam),
+            shares,
+            smoothed || shares.targets,
+            smoothed || many};
+    Labels labels{call.bias, call.inverse_frequency, call.label_weight, call.positive_weight};
     double loss = row.gradient ? row_block<true>(row, labels, s, first, last, found.begin, found.end)
                                : row_block<false>(row, labels, s, first, last, found.begin, found.end);
     loss *= weight;
@@ -251,6 +196,9 @@ extern "C" void logits_loss(const Call* pointer, const Spec* spec_pointer) {
                      (Number)(spec.beta * LOG_BASE_OF_E),
                      (Number)(spec.beta * spec.mu * LOG_BASE_OF_E),
                      (Number)(spec.positive_factor / spec.negative_factor),
+                     (Number)spec.poly_epsilon,
+                     (Number)(1 - spec.label_smoothing),
+                     (Number)(spec.label_smoothing / 2),
                      spec.beta * spec.mu > STEEP};
     // Few rows are cut into blocks of columns, so that every thread has some.
     int64_t threads = call.threads, blocks = 1, width = call.columns;
@@ -263,11 +211,11 @@ extern "C" void logits_loss(const Call* pointer, const Spec* spec_pointer) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         FlushDenormals flush;
-        std::vector<int64_t> ones, odd;
+        std::vector<int64_t> positive, odd;
 #pragma omp for schedule(static)
         for (int64_t task = 0; task < call.rows * blocks; ++task) {
             int64_t first = task % blocks * width, last = first + width < call.columns ? first + width : call.columns;
-            part[task] = block(call, spec, s, task / blocks, first, last, ones, odd);
+            part[task] = block(call, spec, s, task / blocks, first, last, positive, odd);
         }
     }
     if (call.loss) {

@@ -10,7 +10,7 @@
 enum TargetFormat { INT8 = 1, INT16 = 2, INT32 = 4, INT64 = 8, FLOAT16 = 12, BFLOAT16 = 13, FLOAT32 = 14, FLOAT64 = 18 };
 
 struct RowLabels {
-    const int64_t *begin, *end;  // columns whose target is 1, ascending
+    const int64_t *begin, *end;  // columns whose target is above 0, ascending
     bool valid;                  // false: label ids that must not be used; there are then no columns
 
     // Leaves only the columns in [first, last).
@@ -40,11 +40,13 @@ template <class Bits> struct Words {
     uint64_t at[STRIDE * sizeof(Bits) / sizeof(uint64_t)];
 };
 
-// Columns in [first, last) of a dense row: those that are 1 to `ones`, those that are neither 0 nor 1 to `odd`.
+// Columns in [first, last) of a dense row: labels to `labels`, targets outside [0, 1] to `odd`. Returns the number of
+// soft targets, which lie between 0 and 1 and are labels too; above `most_soft` of them it returns at once.
 // one: the bits of 1; digits: the bits that are all 0 in a 0 (a sign may be set).
 template <class Bits>
-static void find(const Bits* targets, Bits one, Bits digits, int64_t first, int64_t last, std::vector<int64_t>& ones,
-                 std::vector<int64_t>& odd) {
+static int64_t find(const Bits* targets, Bits one, Bits digits, int64_t first, int64_t last, int64_t most_soft,
+                    std::vector<int64_t>& labels, std::vector<int64_t>& odd) {
+    int64_t soft = 0;
     for (int64_t start = first; start < last; start += STRIDE) {
         int64_t stop = start + STRIDE < last ? start + STRIDE : last;
         if (stop - start == STRIDE) {
@@ -55,20 +57,30 @@ static void find(const Bits* targets, Bits one, Bits digits, int64_t first, int6
             if (!any) continue;
         }
         for (int64_t i = start; i < stop; ++i) {
-            if (targets[i] == one) ones.push_back(i);
-            else if (targets[i] & digits) odd.push_back(i);
+            if (targets[i] == one) {
+                labels.push_back(i);
+            } else if (targets[i] & digits) {
+                // The bits of numbers in (0, 1) are below those of 1, and no others but 0 are.
+                if (targets[i] > one) {
+                    odd.push_back(i);
+                } else {
+                    labels.push_back(i);
+                    if (++soft > most_soft) return soft;
+                }
+            }
         }
     }
+    return soft;
 }
 
 // As `find`, of a row `row` of dense targets [., targets_stride] of a TargetFormat.
-static void find_in_row(const void* targets, int64_t targets_stride, int64_t row, int64_t format, int64_t first,
-                        int64_t last, std::vector<int64_t>& ones, std::vector<int64_t>& odd) {
-    ones.clear();
+static int64_t find_in_row(const void* targets, int64_t targets_stride, int64_t row, int64_t format, int64_t first,
+                           int64_t last, int64_t most_soft, std::vector<int64_t>& labels, std::vector<int64_t>& odd) {
+    labels.clear();
     odd.clear();
     int64_t from = row * targets_stride;
     auto find_bits = [&](auto one, auto digits) {
-        find((const decltype(one)*)targets + from, one, digits, first, last, ones, odd);
+        return find((const decltype(one)*)targets + from, one, digits, first, last, most_soft, labels, odd);
     };
     switch (format) {
         case INT8: return find_bits((uint8_t)1, (uint8_t)~0);
@@ -80,4 +92,5 @@ static void find_in_row(const void* targets, int64_t targets_stride, int64_t row
         case INT64: return find_bits((uint64_t)1, ~(uint64_t)0);
         case FLOAT64: return find_bits((uint64_t)1023 << 52, ~(uint64_t)0 >> 1);
     }
+    return 0;
 }

@@ -72,6 +72,25 @@ static inline V load_logits(const Logit* from) { return load<V>(from); }
 static inline void store_logits(Logit* to, V x) { std::memcpy(to, &x, sizeof x); }
 #endif
 
+// `count` numbers, and zeros behind them.
+template <class T> struct Some {
+    T at[W] = {};
+    Some(const T* from, int64_t count) { std::memcpy(at, from, count * sizeof *at); }
+};
+
+static inline V load_some_logits(const Logit* from, int64_t count) {
+    return load_logits(count == W ? from : Some<Logit>(from, count).at);
+}
+
+template <class Vector, class T> static inline Vector load_some(const T* from, int64_t count) {
+    return count == W ? load<Vector>(from) : load<Vector>(Some<T>(from, count).at);
+}
+
+template <class T> static inline void store_some(T* to, V from, int64_t count) {
+    if (count == W) std::memcpy(to, &from, sizeof from);
+    else std::memcpy(to, &from, count * sizeof *to);
+}
+
 // A NaN passes through: the comparison with it is false.
 static inline V at_most(V x, V bound) { return bound < x ? bound : x; }
 static inline V at_least(V x, V bound) { return bound > x ? bound : x; }

@@ -132,8 +132,8 @@ def _part(u: Tensor, gamma: float, poly_epsilon: float, margin: float = 0.0) -> 
 
 def _shares(targets: Tensor, smoothing: float, dtype: torch.dtype) -> Tensor:
     """Dense targets, smoothed; NaN for a target outside [0, 1]."""
-    share = targets.to(dtype)
-    share = torch.where((share >= 0) & (share <= 1), share, math.nan)
+    # What rounds to 0 or 1 may lie outside [0, 1] all the same.
+    share = torch.where((targets >= 0) & (targets <= 1), targets.to(dtype), math.nan)
     return share * (1 - smoothing) + smoothing / 2 if smoothing else share
 
 

@@ -154,7 +154,8 @@ def row_sums(targets: Tensor | SparseTargets, inverse_frequency: Tensor) -> Tens
         return _sparse_row_sum(targets, inverse_frequency)
     elements = _ELEMENTS_AT_ONCE.get(device.kind(targets.device), _ELEMENTS_AT_ONCE["cuda"])
     rows = max(1, elements // len(inverse_frequency))
-    return torch.cat([(_shares(part) * inverse_frequency).sum(1) for part in targets.split(rows)])
+    dtype = inverse_frequency.dtype
+    return torch.cat([(_shares(part) * inverse_frequency).sum(1, dtype=dtype) for part in targets.split(rows)])
 
 
 def _shares(targets: Tensor) -> Tensor:

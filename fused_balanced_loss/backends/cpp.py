@@ -27,8 +27,8 @@ _TARGETS = {
     **{torch.uint64: 8, torch.int64: 8, torch.float16: 12, torch.bfloat16: 13, torch.float32: 14, torch.float64: 18},
 }
 # The members of ``Call`` and ``Spec`` in kernels/logits_loss.cpp.
-_CALL = struct.Struct("@24Qd")
-_SPEC = struct.Struct("@9d")
+_CALL = struct.Struct("@25Qd")
+_SPEC = struct.Struct("@11d")
 # Exponents of (1 - p) of the negatives that have a kernel of their own; -1 is one for all others.
 _GAMMAS = (0.0, 1.0, 2.0, 4.0)
 _ANY_GAMMA = -1
@@ -124,6 +124,7 @@ def _run(
         _address(labels.bias),
         _address(labels.inverse_frequency),
         _address(labels.weight),
+        _address(labels.positive_weight),
         _address(upstream),
         0 if upstream is None else upstream.stride(0),
         _address(elements),
@@ -178,14 +179,18 @@ def _kernel_of(problem: Problem) -> tuple[_Kernel, bytes]:
 
 
 def _numbers(spec: LossSpec) -> bytes:
-    rebalanced = (spec.alpha, spec.beta, spec.mu or 0.0)
-    factors = (spec.lam, spec.positive_factor, spec.negative_factor)
-    return _SPEC.pack(*spec.gammas, spec.probability_margin, *rebalanced, *factors)
+    weight, factors = (spec.alpha, spec.beta, spec.mu or 0.0), (spec.lam, spec.positive_factor, spec.negative_factor)
+    rest = (spec.poly_epsilon, spec.label_smoothing)
+    return _SPEC.pack(*spec.gammas, spec.probability_margin, *weight, *factors, *rest)
 
 
 def _macros(spec: LossSpec) -> Macros:
     gamma = spec.gammas[1]
-    return ("GAMMA", int(gamma) if gamma in _GAMMAS else _ANY_GAMMA), ("MARGIN", int(spec.probability_margin > 0))
+    return (
+        ("GAMMA", int(gamma) if gamma in _GAMMAS else _ANY_GAMMA),
+        ("MARGIN", int(spec.probability_margin > 0)),
+        ("POLY", int(spec.poly_epsilon != 0)),
+    )
 
 
 @functools.cache

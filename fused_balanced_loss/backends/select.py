@@ -66,7 +66,7 @@ def import_triton(name: str) -> ModuleType | None:
 
 
 def _lacks(problem: Problem) -> str:
-    """What the kernels do not compute yet, or ""."""
+    """What the Triton kernels do not compute yet, or ""."""
     if problem.labels.positive_weight is not None:
         return "pos_weight"
     if problem.spec.poly_epsilon:
@@ -83,16 +83,16 @@ def select(impl: str, problem: Problem) -> Backend:
     where = problem.logits.device
     if impl == "compile":
         return COMPILED
-    if impl == "eager" or (impl == "auto" and _lacks(problem)):
+    if impl == "eager":
         return EAGER
-    if _lacks(problem):
-        raise RuntimeError(f"impl: {impl!r} cannot take {_lacks(problem)} yet")
     if impl == "cpp":
         reason = cpp.unavailable(problem)
         if reason:
             raise RuntimeError(f"impl: 'cpp' cannot take this call: {reason}")
         return cpp
     if impl == "triton":
+        if _lacks(problem):
+            raise RuntimeError(f"impl: 'triton' cannot take {_lacks(problem)} yet")
         if not (device.kind(where) == "cuda" or device.interpreting()):
             raise RuntimeError(
                 f"impl: 'triton' needs logits on a GPU, or TRITON_INTERPRET=1 set before triton is imported; "
@@ -103,7 +103,7 @@ def select(impl: str, problem: Problem) -> Backend:
             raise RuntimeError("impl: 'triton' needs the package triton, which is not installed or does not import")
         return backend
     if device.kind(where) == "cuda":
-        return triton_backend() or EAGER
+        return EAGER if _lacks(problem) else triton_backend() or EAGER
     if device.kind(where) == "cpu" and cpp.unavailable(problem) is None:
         return cpp
     return EAGER
