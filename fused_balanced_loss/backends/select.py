@@ -66,7 +66,7 @@ def import_triton(name: str) -> ModuleType | None:
 
 
 def _lacks(problem: Problem) -> str:
-    """What the kernels do not compute yet, or ""."""
+    """What the C++ kernel does not compute yet, or ""."""
     if problem.labels.positive_weight is not None:
         return "pos_weight"
     if problem.spec.poly_epsilon:
@@ -83,12 +83,10 @@ def select(impl: str, problem: Problem) -> Backend:
     where = problem.logits.device
     if impl == "compile":
         return COMPILED
-    if impl == "eager" or (impl == "auto" and _lacks(problem)):
+    if impl == "eager":
         return EAGER
-    if _lacks(problem):
-        raise RuntimeError(f"impl: {impl!r} cannot take {_lacks(problem)} yet")
     if impl == "cpp":
-        reason = cpp.unavailable(problem)
+        reason = cpp.unavailable(problem) or _lacks(problem)
         if reason:
             raise RuntimeError(f"impl: 'cpp' cannot take this call: {reason}")
         return cpp
@@ -104,6 +102,6 @@ def select(impl: str, problem: Problem) -> Backend:
         return backend
     if device.kind(where) == "cuda":
         return triton_backend() or EAGER
-    if device.kind(where) == "cpu" and cpp.unavailable(problem) is None:
+    if device.kind(where) == "cpu" and cpp.unavailable(problem) is None and not _lacks(problem):
         return cpp
     return EAGER
