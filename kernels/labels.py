@@ -7,6 +7,12 @@ from .element import LOG2E, either
 
 
 @triton.jit
+def is_share(share):
+    """Whether numbers are in [0, 1]; NaN is not."""
+    return tl.minimum(tl.maximum(share, 0.0), 1.0) == share
+
+
+@triton.jit
 def dense_label(raw, z):
     """Which dense targets are labels, and the logits with NaN where a target is neither 0 nor 1.
 
@@ -15,7 +21,8 @@ def dense_label(raw, z):
     if raw.dtype == tl.int1:
         return raw, z
     elif raw.dtype.is_floating():
-        return tl.where((raw >= 0.0) & (raw <= 1.0), raw, float("nan")).to(z.dtype), z
+        share = raw.to(z.dtype)
+        return tl.where(is_share(share), share, float("nan")), z
     else:
         y = raw != 0
         return y, tl.where(y & (raw != 1), float("nan"), z)
