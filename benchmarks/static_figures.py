@@ -72,22 +72,29 @@ def compile_kernel(
     csr: bool = True,
     width: int = WIDTH,
     find_labels: bool = False,
+    targets: str = "u8",
+    pos_weight: bool = False,
+    **settings: float,
 ) -> tuple[triton.compiler.CompiledKernel, int]:
-    """The compiled kernel, and the number of elements that a thread has in a tile."""
+    """The compiled kernel, and the number of elements that a thread has in a tile.
+
+    targets: the dtype of dense targets, unless ``csr``. settings: changes to the spec of ``loss``.
+    """
     cut = triton_grid.layout(width, width, _DTYPES[dtype], target.warp_size)
-    spec = LossSpec.preset(loss, corpus="pubmed")
+    spec = LossSpec.preset(loss, corpus="pubmed").replace(**settings)
     want_value, want_gradient, upstream = FORMS[form]
     compute = "fp64" if dtype == "fp64" else "fp32"
     rebalanced, class_balanced = spec.weighting == "rebalanced", spec.weighting == "class_balanced"
     pointers = {
         "logits_ptr": dtype,
-        "targets_ptr": None if csr else "u8",
+        "targets_ptr": None if csr else targets,
         "crow_ptr": "i64" if csr else None,
         "col_ptr": "i64" if csr else None,
         "tile_offsets_ptr": "i32",
         "bias_ptr": compute if spec.kappa else None,
         "inverse_frequency_ptr": compute if rebalanced else None,
         "label_weight_ptr": compute if class_balanced else None,
+        "positive_weight_ptr": compute if pos_weight else None,
         "weight_slope_ptr": compute,
         "row_sum_ptr": None,
         "row_weight_ptr": None,
@@ -110,10 +117,11 @@ def compile_kernel(
         "HAS_BIAS": bool(spec.kappa),
         "REBALANCED": rebalanced,
         "HAS_LABEL_WEIGHT": class_balanced,
+        "HAS_POSITIVE_WEIGHT": pos_weight,
         "HAS_ROW_WEIGHT": False,
         "HAS_MASK": False,
         "ALIGNED_TARGETS": not csr,
-        "COPIES": cut.period > 1 and (rebalanced or class_balanced or bool(spec.kappa)),
+        "COPIES": cut.period > 1 and (rebalanced or class_balanced or bool(spec.kappa) or pos_weight),
         "PTX": target.backend == "cuda" and dtype != "fp64",
         "PERIOD": cut.period,
         "VECTOR": cut.vector,

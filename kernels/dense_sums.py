@@ -3,8 +3,26 @@
 import triton
 import triton.language as tl
 
-from .labels import any_label, distance_to_boundary, slope_of_weight
+from .labels import any_label, distance_to_boundary, is_share, slope_of_weight
 from .ordered_sum import last_to_arrive
+
+
+@triton.jit
+def as_share(raw, like):
+    """Dense targets; those of floating point in the dtype of ``like``."""
+    return raw.to(like.dtype) if raw.dtype.is_floating() else raw
+
+
+@triton.jit
+def counted(share):
+    """Which targets count in their row's sum. What a mask leaves out, or the loss reports, counts nowhere."""
+    return (share != 0.0) & is_share(share) if share.dtype.is_floating() else share == 1
+
+
+@triton.jit
+def times_share(inverse, share):
+    """1/n of the targets that count, times the target; 0 where ``inverse`` is 0."""
+    return inverse * tl.where(counted(share), share, 0.0) if share.dtype.is_floating() else inverse
 
 
 @triton.jit(do_not_specialize=["num_labels", "targets_stride", "num_parts", "part_blocks"])
@@ -25,11 +43,10 @@ def dense_sums_kernel(
     BLOCK: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ):
-    """weight_slope, -beta * log2(e) / (sum of 1/n over the row's labels), of rows cut into ``num_parts`` parts.
+    """weight_slope, -beta * log2(e) / (sum of target times 1/n over the row), of rows cut into ``num_parts`` parts.
 
     A program sums up a part, ``part_blocks`` blocks, 16 bytes of targets at a time. The last program of a row to finish
-    adds up the row's parts, in their order. Only a 1 is a label: what a mask leaves out, or the loss reports, counts
-    nowhere. Most blocks hold no label, and of the others only the labels' 1/n are read.
+    adds up the row's parts, in their order. Most blocks hold no label, and of the others only the labels' 1/n are read.
     """
     row = tl.program_id(0) // num_parts
     part = tl.program_id(0) - row * num_parts
@@ -42,14 +59,17 @@ def dense_sums_kernel(
         offset = block * BLOCK + tl.arange(0, BLOCK)
         raw = tl.load(targets_at + offset, mask=offset < whole, other=0)
         if any_label(raw):
-            total += tl.load(inverse_frequency_ptr + head + offset, mask=(offset < whole) & (raw == 1), other=0.0)
+            share = as_share(raw, total)
+            counts = (offset < whole) & counted(share)
+            total += times_share(tl.load(inverse_frequency_ptr + head + offset, mask=counts, other=0.0), share)
     # The columns before the first 16-byte boundary and after the last.
     lane = tl.arange(0, 2 * VECTOR)
     column = tl.where(lane < VECTOR, lane, head + whole + lane - VECTOR)
     # The first part takes them.
     valid = column < tl.where(lane < VECTOR, head, num_labels) * (part == 0).to(tl.int32)
     raw = tl.load(targets_ptr + start + column, mask=valid, other=0)
-    rest = tl.load(inverse_frequency_ptr + column, mask=valid & (raw == 1), other=0.0)
+    share = as_share(raw, total)
+    rest = times_share(tl.load(inverse_frequency_ptr + column, mask=valid & counted(share), other=0.0), share)
     own = tl.sum(total) + tl.sum(rest)
     partials_at = partial_ptr + row.to(tl.int64) * num_parts
     if last_to_arrive(partials_at + part, own, counters_ptr + row, num_parts):
@@ -79,5 +99,6 @@ def narrow_sums_kernel(
     valid = (row < num_rows)[:, None] & (column < num_labels)[None, :]
     place = targets_ptr + row.to(tl.int64)[:, None] * targets_stride + column[None, :]
     raw = tl.load(place, mask=valid, other=0)
-    sums = tl.sum(tl.where(raw == 1, inverse[None, :], 0.0), axis=1)
+    share = as_share(raw, inverse)
+    sums = tl.sum(times_share(tl.where(counted(share), inverse[None, :], 0.0), share), axis=1)
     tl.store(weight_slope_ptr + row, slope_of_weight(sums, BETA), mask=row < num_rows)

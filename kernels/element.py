@@ -17,6 +17,8 @@ ALPHA_AT = tl.constexpr(4)
 MIDPOINT_AT = tl.constexpr(5)
 POSITIVE_FACTOR_AT = tl.constexpr(6)
 NEGATIVE_FACTOR_AT = tl.constexpr(7)
+SMOOTHING_AT = tl.constexpr(8)
+POLY_AT = tl.constexpr(9)
 
 
 @triton.jit
@@ -100,9 +102,11 @@ def modulation(q, y, shifted, GAMMA: tl.constexpr, GAMMA_NEGATIVE: tl.constexpr,
 
 @triton.jit
 def choose(y, positive, negative):
-    """``positive`` where y, else ``negative``; y None: no element is a label."""
+    """``positive`` where y, else ``negative``; y None: no element is a label; y True: all are."""
     if y is None:
         return negative
+    elif y is True:
+        return positive
     else:
         return tl.where(y, positive, negative)
 
@@ -143,7 +147,7 @@ def balanced_element(
     """Loss and d loss / d logit of each element; the loss in units of negative_factor / lam, times log(2) unless EXACT.
 
     z: logits, float32 or float64; -inf where there is no element: value and slope are then 0.
-    y: whether the element is a label; None: none is.
+    y: whether the element is a label; None: none is; True: all are.
     shift: ``load_shift`` of the biases.
     weight_slope: -beta * log2(e) / (sum of 1/n over the row's labels).
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
@@ -156,6 +160,7 @@ def balanced_element(
     LAM: tl.constexpr = SPEC[LAM_AT]
     ALPHA: tl.constexpr = SPEC[ALPHA_AT]
     MIDPOINT: tl.constexpr = SPEC[MIDPOINT_AT] * LOG2E
+    POLY: tl.constexpr = SPEC[POLY_AT]
     SAME: tl.constexpr = GAMMA == GAMMA_NEGATIVE and MARGIN == 0.0
 
     # -t in units of log(2): large where the prediction is wrong.
@@ -208,16 +213,66 @@ def balanced_element(
             slope = (p * finite) * (GAMMA * UNIT) + q
     else:
         slope = (p * finite) * either(y, GAMMA * UNIT, GAMMA_NEGATIVE * UNIT, q) + q
-        if MARGIN > 0.0:
-            kept = 1.0 - shifted
-            near = minus_log1p(tl.minimum(shifted, 0.5, propagate_nan=tl.PropagateNan.ALL))
-            nll_shifted = tl.where(shifted > 0.5, -log2(kept, PTX) * LN2, near)
-            ratio = tl.where(shifted == 0.0, 1.0, nll_shifted / tl.where(shifted == 0.0, 1.0, shifted))
-            slope_shifted = (GAMMA_NEGATIVE * ratio + 1.0 / kept) * p * q
-            # A comparison with NaN is false: the slope of a NaN stays NaN.
-            slope = choose(y, slope, tl.where(shifted == 0.0, 0.0, slope_shifted))
-            nll = choose(y, nll, nll_shifted * (1.0 / UNIT))
+    if POLY != 0.0:
+        nll += q * (POLY / UNIT)
+        slope += (p * q) * either(y, POLY * (GAMMA + 1.0), POLY * (GAMMA_NEGATIVE + 1.0), q)
+    if MARGIN > 0.0:
+        kept = 1.0 - shifted
+        near = minus_log1p(tl.minimum(shifted, 0.5, propagate_nan=tl.PropagateNan.ALL))
+        nll_shifted = tl.where(shifted > 0.5, -log2(kept, PTX) * LN2, near)
+        ratio = tl.where(shifted == 0.0, 1.0, nll_shifted / tl.where(shifted == 0.0, 1.0, shifted))
+        by_q = GAMMA_NEGATIVE * ratio + 1.0 / kept
+        if POLY != 0.0:
+            by_q += POLY * (GAMMA_NEGATIVE + 1.0)
+            nll_shifted += shifted * POLY
+        slope_shifted = by_q * p * q
+        # A comparison with NaN is false: the slope of a NaN stays NaN.
+        slope = choose(y, slope, tl.where(shifted == 0.0, 0.0, slope_shifted))
+        nll = choose(y, nll, nll_shifted * (1.0 / UNIT))
 
     value = m * (nll * either(y, SPEC[POSITIVE_FACTOR_AT] * LAM / SPEC[NEGATIVE_FACTOR_AT], 1.0, q))
     dz = m * (slope * choose(y, positive_slope, negative_slope))
     return value, dz
+
+
+@triton.jit
+def mixed_element(
+    z,
+    share,
+    shift,
+    inverse_frequency,
+    weight_slope,
+    weight,
+    positive_weight,
+    positive_slope,
+    negative_slope,
+    SPEC: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    REBALANCED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_POSITIVE_WEIGHT: tl.constexpr,
+    EXACT: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """``balanced_element`` of elements that are labels by ``share``, in [0, 1]: both parts, each by its share.
+
+    positive_weight: that of the positive part, if HAS_POSITIVE_WEIGHT; else both parts have ``weight``.
+    """
+    positive, positive_dz = balanced_element(
+        z, True, shift, inverse_frequency, weight_slope, positive_weight if HAS_POSITIVE_WEIGHT else weight,
+        positive_slope, negative_slope, SPEC, HAS_BIAS, REBALANCED, HAS_WEIGHT or HAS_POSITIVE_WEIGHT, EXACT, PTX,
+    )  # fmt: skip
+    negative, negative_dz = balanced_element(
+        z, None, shift, inverse_frequency, weight_slope, weight, positive_slope, negative_slope, SPEC, HAS_BIAS,
+        REBALANCED, HAS_WEIGHT, EXACT, PTX,
+    )  # fmt: skip
+    rest = 1.0 - share
+    dz = share * positive_dz + rest * negative_dz
+    positive = share * positive
+    negative = rest * negative
+    # Smoothed shares are not 0 and not 1, unless the smoothing is lost to rounding.
+    if SPEC[SMOOTHING_AT] < 1e-6:
+        # The infinity of a part without share must not make a NaN. The slopes are never infinite.
+        positive = tl.where(share == 0.0, 0.0, positive)
+        negative = tl.where(rest == 0.0, 0.0, negative)
+    return positive + negative, dz

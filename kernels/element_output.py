@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .element import balanced_element
+from .element import balanced_element, mixed_element
 
 
 @triton.jit
@@ -14,6 +14,7 @@ def compute_and_store(
     inverse_frequency,
     weight_slope,
     weight,
+    positive_weight,
     positive_slope,
     negative_slope,
     unit,
@@ -33,19 +34,36 @@ def compute_and_store(
     HAS_BIAS: tl.constexpr,
     REBALANCED: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_POSITIVE_WEIGHT: tl.constexpr,
+    MIXED: tl.constexpr,
     HAS_MASK: tl.constexpr,
     EXACT: tl.constexpr,
     PTX: tl.constexpr,
 ):
     """Computes elements, applies mask and upstream gradient, stores what is wanted, and returns the masked value.
 
-    unit: that of the values of ``balanced_element``, which says what the arguments up to negative_slope are.
+    y: as ``balanced_element`` takes it, which says what the others up to negative_slope are; if MIXED, the share that
+        ``mixed_element`` takes, or None.
+    positive_weight: the weight of labels, if HAS_POSITIVE_WEIGHT.
+    unit: that of the values of ``balanced_element``.
     gradient_at: where the gradient goes; None unless wanted.
     """
-    value, dz = balanced_element(
-        z, y, shift, inverse_frequency, weight_slope, weight, positive_slope, negative_slope, SPEC, HAS_BIAS,
-        REBALANCED, HAS_WEIGHT, EXACT, PTX,
-    )  # fmt: skip
+    if y is None:
+        value, dz = balanced_element(
+            z, None, shift, inverse_frequency, weight_slope, weight, positive_slope, negative_slope, SPEC, HAS_BIAS,
+            REBALANCED, HAS_WEIGHT, EXACT, PTX,
+        )  # fmt: skip
+    elif MIXED:
+        value, dz = mixed_element(
+            z, y, shift, inverse_frequency, weight_slope, weight, positive_weight, positive_slope, negative_slope, SPEC,
+            HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT, EXACT, PTX,
+        )  # fmt: skip
+    else:
+        own_weight = tl.where(y, positive_weight, weight) if HAS_POSITIVE_WEIGHT else weight
+        value, dz = balanced_element(
+            z, y, shift, inverse_frequency, weight_slope, own_weight, positive_slope, negative_slope, SPEC, HAS_BIAS,
+            REBALANCED, HAS_WEIGHT or HAS_POSITIVE_WEIGHT, EXACT, PTX,
+        )  # fmt: skip
     if HAS_MASK:
         kept = tl.load(mask_ptr + row * mask_stride + column, mask=inside, other=0) != 0
         value = tl.where(kept, value, 0.0)

@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .element import load_shift
+from .element import SMOOTHING_AT, load_shift
 from .element_output import compute_and_store
-from .labels import dense_label, distance_to_boundary, search_label, slope_of_weight, sum_of_labels
+from .labels import dense_label, distance_to_boundary, search_label, slope_of_weight, smoothed, sum_of_labels
 
 
 @triton.jit
@@ -18,6 +18,7 @@ def fringe_sum(
     bias_ptr,
     inverse_frequency_ptr,
     label_weight_ptr,
+    positive_weight_ptr,
     weight_slope_ptr,
     row_sum_ptr,
     row_weight_ptr,
@@ -45,7 +46,9 @@ def fringe_sum(
     HAS_BIAS: tl.constexpr,
     REBALANCED: tl.constexpr,
     HAS_LABEL_WEIGHT: tl.constexpr,
+    HAS_POSITIVE_WEIGHT: tl.constexpr,
     HAS_ROW_WEIGHT: tl.constexpr,
+    MIXED: tl.constexpr,
     HAS_MASK: tl.constexpr,
     COPIES: tl.constexpr,
     EXACT: tl.constexpr,
@@ -68,12 +71,16 @@ def fringe_sum(
     columns = tl.where(which < VECTOR, which, heads + (num_labels - heads) // VECTOR * VECTOR + which - VECTOR)
     end = tl.where(which < VECTOR, heads, num_labels)
     valid = (rows < num_rows) & (columns < end)
-    logits = tl.load(logits_ptr + rows * logits_stride + columns, mask=valid, other=float("-inf")).to(COMPUTE)
+    SMOOTHING: tl.constexpr = SPEC[SMOOTHING_AT]
+    # Where there is no element, the positive part that smoothing gives it must be finite.
+    OTHER: tl.constexpr = float("-inf") if SMOOTHING == 0.0 else 0.0
+    logits = tl.load(logits_ptr + rows * logits_stride + columns, mask=valid, other=OTHER).to(COMPUTE)
     if CSR:
         labels = search_label(crow_ptr, col_ptr, rows, columns, valid, num_ids)
     else:
         raw = tl.load(targets_ptr + rows * targets_stride + columns, mask=valid, other=0)
         labels, logits = dense_label(raw, logits)
+    labels = smoothed(labels, SMOOTHING, logits)
     # The first copy of a constant is the constant itself.
     shifts = load_shift(bias_ptr + columns, valid, SPEC, COPIES) if HAS_BIAS else 0.0
     inverses = tl.load(inverse_frequency_ptr + columns, mask=valid, other=1.0) if REBALANCED else 0.0
@@ -93,12 +100,15 @@ def fringe_sum(
                 )
                 weight_slopes = tl.where(rows == one, slope_of_weight(own, BETA), weight_slopes)
     weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
+    positives = tl.load(positive_weight_ptr + columns, mask=valid, other=0.0) if HAS_POSITIVE_WEIGHT else 1.0
     if HAS_ROW_WEIGHT:
-        weights *= tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
+        row_weights = tl.load(row_weight_ptr + rows, mask=valid, other=0.0)
+        weights *= row_weights
+        positives *= row_weights
     fringe_at = gradient_ptr + rows * gradient_stride + columns if WANT_GRADIENT else None
     values = compute_and_store(
-        logits, labels, shifts, inverses, weight_slopes, weights, positive_slope, negative_slope, unit, rows,
+        logits, labels, shifts, inverses, weight_slopes, weights, positives, positive_slope, negative_slope, unit, rows,
         columns, fringe_at, valid, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
-        WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
+        WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT, MIXED, HAS_MASK, EXACT, PTX,
     )  # fmt: skip
-    return tl.sum(values)
+    return tl.sum(values if SMOOTHING == 0.0 else tl.where(valid, values, 0.0))

@@ -3,16 +3,29 @@
 import triton
 import triton.language as tl
 
-from .element import LOG2E
+from .element import LOG2E, either
+
+
+@triton.jit
+def is_share(share):
+    """Whether numbers are in [0, 1]; NaN is not."""
+    return tl.minimum(tl.maximum(share, 0.0), 1.0) == share
 
 
 @triton.jit
 def dense_label(raw, z):
-    """Labels of dense targets, and the logits with NaN where a target is neither 0 nor 1."""
+    """Which dense targets are labels, and the logits with NaN where a target is neither 0 nor 1.
+
+    Of floating-point targets: by how much they are labels, in the dtype of the logits; NaN outside [0, 1].
+    """
     if raw.dtype == tl.int1:
         return raw, z
-    y = raw != 0
-    return y, tl.where(y & (raw != 1), float("nan"), z)
+    elif raw.dtype.is_floating():
+        share = raw.to(z.dtype)
+        return tl.where(is_share(share), share, float("nan")), z
+    else:
+        y = raw != 0
+        return y, tl.where(y & (raw != 1), float("nan"), z)
 
 
 @triton.jit
@@ -22,6 +35,26 @@ def any_label(raw):
     if not (raw.dtype == tl.uint8 or raw.dtype == tl.int1):
         raw = raw != 0
     return tl.max(raw.to(tl.int32)) != 0
+
+
+@triton.jit
+def smoothed(y, SMOOTHING: tl.constexpr, like):
+    """Labels moved towards 1/2, as shares in the dtype of ``like``; y may be shares already. Without smoothing, y."""
+    if SMOOTHING == 0.0:
+        return y
+    elif y.dtype == tl.int1:
+        return either(y, 1.0 - SMOOTHING / 2, SMOOTHING / 2, like)
+    else:
+        return y * (1.0 - SMOOTHING) + SMOOTHING / 2
+
+
+@triton.jit
+def has_shares(targets_ptr):
+    """Whether targets are dense and floating-point, so that they may lie between 0 and 1."""
+    if targets_ptr is None:
+        return False
+    else:
+        return targets_ptr.dtype.element_ty.is_floating()
 
 
 @triton.jit

@@ -10,6 +10,7 @@ from .element import (
     LN2,
     NEGATIVE_FACTOR_AT,
     POSITIVE_FACTOR_AT,
+    SMOOTHING_AT,
     load_shift,
 )
 from .element_output import compute_and_store
@@ -19,12 +20,27 @@ from .labels import (
     count_before,
     dense_label,
     distance_to_boundary,
+    has_shares,
     row_bounds,
     slope_of_weight,
+    smoothed,
     sum_of_labels,
     tile_labels,
 )
 from .ordered_sum import finish_sum
+
+
+@triton.jit
+def load_constant(place, inside, COPIES: tl.constexpr):
+    """A weight of the columns at ``place``; COPIES reach to the end of each tile."""
+    return tl.load(place) if COPIES else tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit
+def sum_of_groups(value, kept_groups, SMOOTHS: tl.constexpr):
+    """The sum of each group's values. What smoothing makes beyond the row's last group is left out."""
+    total = tl.sum(value, axis=1)
+    return tl.where(kept_groups, total, 0.0) if SMOOTHS else total
 
 
 # Triton must not specialise on the sizes: a batch of one row, or of 16, would compile another kernel.
@@ -46,6 +62,7 @@ def logits_loss_kernel(
     bias_ptr,
     inverse_frequency_ptr,
     label_weight_ptr,
+    positive_weight_ptr,
     weight_slope_ptr,
     row_sum_ptr,
     row_weight_ptr,
@@ -89,6 +106,7 @@ def logits_loss_kernel(
     HAS_BIAS: tl.constexpr,
     REBALANCED: tl.constexpr,
     HAS_LABEL_WEIGHT: tl.constexpr,
+    HAS_POSITIVE_WEIGHT: tl.constexpr,
     HAS_ROW_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     ALIGNED_TARGETS: tl.constexpr,
@@ -119,6 +137,11 @@ def logits_loss_kernel(
     """
     COMPUTE: tl.constexpr = tl.float64 if logits_ptr.dtype.element_ty == tl.float64 else tl.float32
     HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
+    SMOOTHING: tl.constexpr = SPEC[SMOOTHING_AT]
+    SMOOTHS: tl.constexpr = SMOOTHING > 0.0
+    MIXED: tl.constexpr = SMOOTHS or has_shares(targets_ptr)
+    # Where there is no element, the loss is 0; but the positive part that smoothing gives it must be finite.
+    OTHER: tl.constexpr = 0.0 if SMOOTHS else float("-inf")
     # The approximate lg2 loses small losses. A gamma of 1 and more makes them vanish; smaller gammas do not.
     EXACT: tl.constexpr = SPEC[GAMMA_AT] < 1.0 or SPEC[GAMMA_NEGATIVE_AT] < 1.0 or tl.float64 == COMPUTE
     OFFSETS: tl.constexpr = CSR and not FIND_LABELS
@@ -149,6 +172,7 @@ def logits_loss_kernel(
         start = tile * (GROUPS * VECTOR)
         offset = start + group[:, None] * VECTOR + lane[None, :]
         inside = offset < whole
+        kept_groups = start + group * VECTOR < whole
         column = head + offset
         # Multiples of VECTOR, as are the strides of PERIOD rows: the compiler may move 16 bytes at once.
         logits_at = logits_ptr + tl.multiple_of(start_of_row + head, VECTOR) + offset
@@ -173,16 +197,20 @@ def logits_loss_kernel(
             targets_hop = targets_stride * PERIOD
         slope_at = weight_slope_ptr + first_row if REBALANCED and SLOPE == "made" else 0
         # The next row is loaded while the present one is computed: a warp alone would wait for memory.
-        next_logits = tl.load(logits_at, mask=inside, other=float("-inf"))
+        next_logits = tl.load(logits_at, mask=inside, other=OTHER)
         if COPIES:
             constant = head * (num_tiles * (GROUPS * VECTOR)) + offset
             shift = tl.load(bias_ptr + constant) if HAS_BIAS else 0.0
             inverse = tl.load(inverse_frequency_ptr + constant) if REBALANCED else 0.0
             label_weight = tl.load(label_weight_ptr + constant) if HAS_LABEL_WEIGHT else 1.0
+            positive_at = positive_weight_ptr + constant if HAS_POSITIVE_WEIGHT else 0
         else:
             shift = load_shift(bias_ptr + column, inside, SPEC, False) if HAS_BIAS else 0.0
             inverse = tl.load(inverse_frequency_ptr + column, mask=inside, other=1.0) if REBALANCED else 0.0
             label_weight = tl.load(label_weight_ptr + column, mask=inside, other=0.0) if HAS_LABEL_WEIGHT else 1.0
+            positive_at = positive_weight_ptr + column if HAS_POSITIVE_WEIGHT else 0
+        # Without smoothing, few programs need it.
+        kept_weight = load_constant(positive_at, inside, COPIES) if HAS_POSITIVE_WEIGHT and SMOOTHS else 1.0
         for step in range(num_here):
             row = first_row + step * PERIOD
             z = next_logits.to(COMPUTE)
@@ -191,7 +219,7 @@ def logits_loss_kernel(
             high = tl.load(targets_at + 1) if OFFSETS else 0
             more = step + 1 < num_here
             logits_at += logits_hop
-            next_logits = tl.load(logits_at, mask=offset < tl.where(more, whole, 0), other=float("-inf"))
+            next_logits = tl.load(logits_at, mask=offset < tl.where(more, whole, 0), other=OTHER)
             if FIND_LABELS:
                 begin_ids, end_ids = row_bounds(crow_ptr, row, True, num_ids)
                 end = tl.minimum(start + GROUPS * VECTOR, whole)
@@ -205,8 +233,11 @@ def logits_loss_kernel(
                     own = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, 32)
                     weight_slope = slope_of_weight(own, BETA)
             weight = label_weight
+            positive_weight = kept_weight
             if HAS_ROW_WEIGHT:
-                weight *= tl.load(row_weight_ptr + row)
+                row_weight = tl.load(row_weight_ptr + row)
+                weight *= row_weight
+                positive_weight *= row_weight
             if CSR:
                 has_label = low < high
             else:
@@ -217,19 +248,27 @@ def logits_loss_kernel(
                     y = tile_labels(col_ptr, low, high, head + start, group, lane, VECTOR)
                 else:
                     y, z = dense_label(raw, z)
+                y = smoothed(y, SMOOTHING, z)
+                if HAS_POSITIVE_WEIGHT and not SMOOTHS:
+                    of_labels = load_constant(positive_at, inside, COPIES) * positive_weight
+                else:
+                    of_labels = positive_weight
                 value = compute_and_store(
-                    z, y, shift, inverse, weight_slope, weight, positive_slope, negative_slope, unit, row, column,
-                    gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
-                    WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
+                    z, y, shift, inverse, weight_slope, weight, of_labels, positive_slope, negative_slope, unit,
+                    row, column, gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC,
+                    WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT, MIXED,
+                    HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
-                total += tl.sum(value, axis=1)
+                total += sum_of_groups(value, kept_groups, SMOOTHS)
             else:
+                smallest = tl.full([GROUPS, VECTOR], SMOOTHING / 2, COMPUTE) if SMOOTHS else None
                 value = compute_and_store(
-                    z, None, shift, inverse, weight_slope, weight, positive_slope, negative_slope, unit, row, column,
-                    gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC, WANT_VALUE,
-                    WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_MASK, EXACT, PTX,
+                    z, smallest, shift, inverse, weight_slope, weight, positive_weight, positive_slope, negative_slope,
+                    unit, row, column, gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC,
+                    WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT, MIXED,
+                    HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
-                total += tl.sum(value, axis=1)
+                total += sum_of_groups(value, kept_groups, SMOOTHS)
             gradient_at += gradient_hop
             targets_at += targets_hop
             if REBALANCED and SLOPE == "made":
@@ -238,10 +277,11 @@ def logits_loss_kernel(
     else:
         subtotal = fringe_sum(
             program, logits_ptr, targets_ptr, crow_ptr, col_ptr, bias_ptr, inverse_frequency_ptr, label_weight_ptr,
-            weight_slope_ptr, row_sum_ptr, row_weight_ptr, mask_ptr, upstream_ptr, value_ptr, gradient_ptr, num_rows,
-            num_labels, num_ids, logits_stride, targets_stride, mask_stride, gradient_stride, positive_slope,
-            negative_slope, unit, SPEC, BETA, WANT_VALUE, WANT_GRADIENT, UPSTREAM, CSR, SLOPE, HAS_BIAS, REBALANCED,
-            HAS_LABEL_WEIGHT, HAS_ROW_WEIGHT, HAS_MASK, COPIES, EXACT, PTX, VECTOR, FRINGE,
+            positive_weight_ptr, weight_slope_ptr, row_sum_ptr, row_weight_ptr, mask_ptr, upstream_ptr, value_ptr,
+            gradient_ptr, num_rows, num_labels, num_ids, logits_stride, targets_stride, mask_stride, gradient_stride,
+            positive_slope, negative_slope, unit, SPEC, BETA, WANT_VALUE, WANT_GRADIENT, UPSTREAM, CSR, SLOPE, HAS_BIAS,
+            REBALANCED, HAS_LABEL_WEIGHT, HAS_POSITIVE_WEIGHT, HAS_ROW_WEIGHT, MIXED, HAS_MASK, COPIES, EXACT, PTX,
+            VECTOR, FRINGE,
         )  # fmt: skip
 
     if WANT_VALUE == "sum":

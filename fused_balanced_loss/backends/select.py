@@ -65,15 +65,6 @@ def import_triton(name: str) -> ModuleType | None:
         return None
 
 
-def _lacks(problem: Problem) -> str:
-    """What the Triton kernels do not compute yet, or ""."""
-    if problem.labels.positive_weight is not None:
-        return "pos_weight"
-    if problem.spec.poly_epsilon:
-        return "poly_epsilon"
-    return "label smoothing" if problem.spec.label_smoothing else ""
-
-
 def select(impl: str, problem: Problem) -> Backend:
     """The implementation for ``impl``, one of IMPLS but "reference", and this problem's device, dtypes and spec.
 
@@ -91,8 +82,6 @@ def select(impl: str, problem: Problem) -> Backend:
             raise RuntimeError(f"impl: 'cpp' cannot take this call: {reason}")
         return cpp
     if impl == "triton":
-        if _lacks(problem):
-            raise RuntimeError(f"impl: 'triton' cannot take {_lacks(problem)} yet")
         if not (device.kind(where) == "cuda" or device.interpreting()):
             raise RuntimeError(
                 f"impl: 'triton' needs logits on a GPU, or TRITON_INTERPRET=1 set before triton is imported; "
@@ -103,7 +92,7 @@ def select(impl: str, problem: Problem) -> Backend:
             raise RuntimeError("impl: 'triton' needs the package triton, which is not installed or does not import")
         return backend
     if device.kind(where) == "cuda":
-        return EAGER if _lacks(problem) else triton_backend() or EAGER
+        return triton_backend() or EAGER
     if device.kind(where) == "cpu" and cpp.unavailable(problem) is None:
         return cpp
     return EAGER

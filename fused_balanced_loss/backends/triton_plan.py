@@ -41,6 +41,8 @@ def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
         spec.beta * (spec.mu or 0.0),
         spec.positive_factor,
         spec.negative_factor,
+        spec.label_smoothing,
+        spec.poly_epsilon,
     )
 
 
@@ -97,6 +99,7 @@ class Plan:
             "HAS_BIAS": labels.bias is not None,
             "REBALANCED": self.rebalanced,
             "HAS_LABEL_WEIGHT": labels.weight is not None,
+            "HAS_POSITIVE_WEIGHT": labels.positive_weight is not None,
             "HAS_ROW_WEIGHT": problem.row_weight is not None,
             "HAS_MASK": mask is not None,
             "ALIGNED_TARGETS": dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
@@ -177,7 +180,7 @@ class Plan:
                     crow,
                     col,
                     tile_offsets,
-                    *(copies or labels)[:3],
+                    *(copies or labels),
                     weight_slope,
                     problem.row_sum,
                     problem.row_weight,
@@ -244,6 +247,7 @@ def plan_of(problem: Problem) -> Plan:
         labels.bias is None,
         labels.inverse_frequency is None,
         labels.weight is None,
+        labels.positive_weight is None,
         problem.row_weight is None,
         problem.row_sum is None,
         constants_cache(problem.statistics, problem.label_weights) is None,
