@@ -264,9 +264,9 @@ def logits_loss_kernel(
                 smallest = tl.full([GROUPS, VECTOR], SMOOTHING / 2, COMPUTE) if SMOOTHS else None
                 value = compute_and_store(
                     z, smallest, shift, inverse, weight_slope, weight, positive_weight, positive_slope, negative_slope,
-                    unit, row, column, gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels, SPEC,
-                    WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT, MIXED,
-                    HAS_MASK, EXACT, PTX,
+                    unit, row, column, gradient_at, inside, mask_ptr, mask_stride, upstream_ptr, value_ptr, num_labels,
+                    SPEC, WANT_VALUE, WANT_GRADIENT, UPSTREAM, HAS_BIAS, REBALANCED, HAS_WEIGHT, HAS_POSITIVE_WEIGHT,
+                    MIXED, HAS_MASK, EXACT, PTX,
                 )  # fmt: skip
                 total += sum_of_groups(value, kept_groups, SMOOTHS)
             gradient_at += gradient_hop
