@@ -81,7 +81,7 @@ def _average_precision(logits: Tensor, targets: SparseTargets) -> Tensor:
     own = own.sort(1).values
     # How many of its own labels each label of a row reaches; from that, how many labels reach each of its own.
     reached = torch.searchsorted(own, logits.contiguous(), right=True)
-    reached = torch.minimum(reached, sizes[:, None])
+    torch.minimum(reached, sizes[:, None], out=reached)
     counts = torch.zeros(len(logits), most + 1, dtype=torch.int64, device=logits.device)
     counts.scatter_add_(1, reached, torch.ones_like(reached))
     reach_own = counts.flip(1).cumsum(1).flip(1)[:, 1:]
@@ -124,13 +124,15 @@ class LabelAveragePrecision(StreamingMetric):
         sparse = checked_targets(logits, targets, self.num_labels)
         self._move(logits.device)
         every, carrying = self._sums["counts"].view(2, -1)
-        first = torch.arange(self.num_labels, device=logits.device) * self.num_bins
+        first = torch.arange(0, self.num_labels * self.num_bins, self.num_bins, device=logits.device)
         scale = (self.num_bins - 2) / (self.high - self.low)
         for start, chunk in chunks(logits):
-            inner = ((chunk.float() - self.low) * scale).floor()
-            places = inner.clamp(-1, self.num_bins - 2).long() + 1 + first
+            # Label by label [C, rows], because the counts of a label lie side by side.
+            bins = chunk.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            bins.sub_(self.low).mul_(scale).floor_().clamp_(-1, self.num_bins - 2).add_(1)
+            places = bins.long().add_(first[:, None])
             part = sparse[start : start + len(chunk)]
-            for counts, at in ((every, places.reshape(-1)), (carrying, places[part.rows, part.col])):
+            for counts, at in ((every, places.view(-1)), (carrying, places[part.col, part.rows])):
                 counts.index_add_(0, at, torch.ones_like(at))
         self.num_samples += len(logits)
 
