@@ -3,8 +3,8 @@
 The layout is that of https://huggingface.co/docs/kernels (``kernels`` 0.17): ``build.toml``, ``flake.nix``, ``CARD.md``
 and ``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel``
 loads (``build/torch-universal`` is the name that older releases had for all backends). Nothing is compiled, so that the
-variants of all backends have the same files. All of it is made from the package; ``_hub_text`` changes the two things
-that must differ.
+variants of all backends have the same files. All of it is made from the package; ``_hub_text`` changes what must
+differ.
 """
 
 from __future__ import annotations
@@ -184,8 +184,11 @@ def _hub_text(name: str, text: str) -> str:
     """A file of the package as it must stand in a kernel of the Hub.
 
     Several builds may be loaded in one process, each under a name of its own. So operators get the build's namespace,
-    modules that are imported by name its name, and everything else is imported relatively already.
+    modules that are imported by name its name. Everything else is imported relatively already.
     """
+    if name == "__init__.py":
+        # The submodules that it names.
+        text = re.sub(rf'"?\b(?:{"|".join(LEFT_OUT)})\b"?, ', "", text)
     text, operators = re.subn(rf'"{PACKAGE}::(\w+)"', r'add_op_namespace_prefix("\1")', text)
     if operators:
         dots = "." * (name.count("/") + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from .backends import device as devices
 from .backends.select import IMPLS
+from .input_values import as_tensor
 from .label_statistics import LabelStatistics
 from .spec import LossSpec, check_choice
 from .target_checks import check_shares
@@ -36,12 +37,22 @@ _ENOUGH_TO_TELL = 64
 
 
 def check_settings(
-    spec: LossSpec, statistics: LabelStatistics | None, reduction: str, impl: str, gradient: str
+    spec: LossSpec,
+    statistics: LabelStatistics | None,
+    reduction: str,
+    impl: str,
+    gradient: str,
+    *,
+    statistics_later: bool = False,
 ) -> None:
-    """Raises TypeError or ValueError, naming the setting, unless all fit together."""
+    """Raises TypeError or ValueError, naming the setting, unless all fit together.
+
+    statistics_later: whether they may be None where the spec needs them, as those of a module that loads a state dict.
+    """
     if not isinstance(spec, LossSpec):
         raise TypeError(f"spec: expected a LossSpec, got {type(spec).__name__}; LossSpec.preset('DB') makes one")
-    check_statistics(statistics, spec)
+    if statistics is not None or not statistics_later:
+        check_statistics(statistics, spec)
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("impl", impl, IMPLS)
     check_choice("gradient", gradient, GRADIENT_MODES)
@@ -54,7 +65,10 @@ def check_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> None
     if statistics is not None and not isinstance(statistics, LabelStatistics):
         raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
     if statistics is None and spec.needs_statistics:
-        raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
+        raise ValueError(
+            "statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None. A module "
+            "takes them when it is made, from load_state_dict, or by an assignment to module.statistics"
+        )
     if spec.mu is None and spec.needs_mu and statistics is not None and statistics.mu is None:
         raise ValueError(
             "mu: expected a number, as the rebalanced weight needs one and these statistics have none; make them by "
@@ -194,14 +208,23 @@ def _flat_targets(
         _check_given("targets", targets, ((math.prod(shape[:-1]), shape[-1]),), ", as the logits", device)
         return targets.contiguous()
     if not isinstance(targets, Tensor):
-        raise TypeError(
-            f"targets: expected a tensor or SparseTargets, got {type(targets).__name__}; torch.from_numpy and "
-            "SparseTargets.from_lists, from_dense and from_scipy make one"
-        )
+        return _flat_targets(_from_numpy_or_scipy(targets, device), shape, device)
     if targets.dtype not in _TARGET_DTYPES:
         raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
     _check_given("targets", targets, (shape,), ", as the logits", device)
     return flat_rows(targets.to(torch.int64) if targets.dtype in _WIDE_UNSIGNED else targets)
+
+
+def _from_numpy_or_scipy(targets: Any, device: torch.device) -> Tensor | SparseTargets:
+    """The targets of an array, a table such as a pandas DataFrame, or a scipy sparse matrix, on ``device``."""
+    if hasattr(targets, "tocsr"):
+        return SparseTargets.from_scipy(targets).to(device)
+    if not hasattr(targets, "__array__"):
+        raise TypeError(
+            f"targets: expected a tensor, SparseTargets, a NumPy array or a scipy sparse matrix, got "
+            f"{type(targets).__name__}; SparseTargets.from_lists makes one of lists of label ids"
+        )
+    return as_tensor("targets", targets).to(device)
 
 
 def _flat_sample_weight(sample_weight: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor | None:

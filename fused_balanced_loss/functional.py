@@ -102,8 +102,9 @@ def balanced_loss(
             Computed in float32 (float64 for float64). Never modified, but with ``gradient="in_place"``.
         targets: 1 where a sample carries a label, else 0: dense of the shape of the logits (bool, any integer or
             floating-point dtype), a torch sparse tensor [N, C] (converted at each call; :class:`SparseTargets` is not),
-            or SparseTargets of N rows. Floating-point targets may lie anywhere in [0, 1]: they are the share of target
-            1 in the loss, and of the label in the rebalanced weight. Not differentiated.
+            or SparseTargets of N rows. NumPy arrays and scipy sparse matrices are taken too, and brought to the device
+            of the logits. Floating-point targets may lie anywhere in [0, 1]: they are the share of target 1 in the
+            loss, and of the label in the rebalanced weight. Not differentiated.
         spec: which loss.
         statistics: label counts of the training set; None where the spec needs none.
         weight: a number or [C], real, finite, >= 0; multiplies the loss of each label. The mean still divides by N * C,

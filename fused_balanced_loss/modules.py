@@ -22,7 +22,8 @@ class BalancedLoss(StatisticsModule):
 
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
-        statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL).
+        statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL), and where
+            ``load_state_dict`` or an assignment to :attr:`statistics` brings them before the first call.
         weight, pos_weight: a number or [C]; multiply the loss of each label, and the part of target 1 of each label.
             Tensors are buffers, as those of ``torch.nn.BCEWithLogitsLoss``.
         reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, ``"sum"``, or ``"none"`` for
@@ -49,7 +50,7 @@ class BalancedLoss(StatisticsModule):
         gradient: GradientMode = "auto",
     ) -> None:
         super().__init__()
-        check_settings(spec, statistics, reduction, impl, gradient)
+        check_settings(spec, statistics, reduction, impl, gradient, statistics_later=True)
         self.spec = spec
         self.reduction: Reduction = reduction
         self.impl: Impl = impl

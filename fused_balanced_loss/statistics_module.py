@@ -32,7 +32,8 @@ class StatisticsModule(nn.Module):
     The buffers ``counts``, int64 [C], ``num_samples``, int64 [], and ``mu_bits``, int64 [], the bits of the float64
     ``mu`` (NaN for none), hold the statistics; :attr:`statistics` is derived from them. A floating-point buffer would
     lose digits of ``mu`` with ``half()``. So whatever changes the buffers changes the loss: ``load_state_dict``,
-    ``torch.func.functional_call``, a broadcast of DistributedDataParallel, an assignment.
+    ``torch.func.functional_call``, a broadcast of DistributedDataParallel, an assignment. A module that was made
+    without statistics takes those of the state dict that it loads, also strictly.
 
     A state dict without ``mu_bits``, as earlier versions wrote it, or with none in it, leaves the ``mu`` of a module
     with the same counts as it is.
@@ -201,6 +202,8 @@ class StatisticsModule(nn.Module):
         with contextlib.suppress(TypeError, ValueError):
             # The buffers may hold no counts, as those of a broken file.
             before = self.statistics
+        if self.counts is None:
+            self._make_room(state_dict, prefix)
         failures = len(errors)
         _add_mu(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -214,11 +217,20 @@ class StatisticsModule(nn.Module):
         except (TypeError, ValueError) as error:
             if len(errors) == failures:
                 errors.append(f"{prefix}{error}")
-        if len(errors) > failures and before is not None:
+        if len(errors) > failures and (before is not None or buffers["counts"] is None):
             # One buffer may have been loaded before the other was refused.
             self._buffers.update(buffers)
-            self._write(before)
+            if before is not None:
+                self._write(before)
             self._remember(before)
+
+    def _make_room(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Registers buffers for the counts of a state dict, which a module that was made without takes as its own."""
+        counts, num_samples = (state_dict.get(prefix + name) for name in ("counts", "num_samples"))
+        if isinstance(counts, Tensor) and isinstance(num_samples, Tensor):
+            self.register_buffer("counts", torch.zeros(counts.shape, dtype=torch.int64))
+            for name in ("num_samples", "mu_bits"):
+                self.register_buffer(name, torch.zeros(num_samples.shape, dtype=torch.int64))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has other buffers.

@@ -92,6 +92,20 @@ class SparseTargets:
         return cls(crow, torch.from_numpy(col), num_labels)
 
     @classmethod
+    def from_padded(cls, ids: Tensor, num_labels: int, *, padding: int = -1) -> SparseTargets:
+        """From each sample's label ids in a tensor [N, K], ascending, on its device; ``padding`` is no label.
+
+        ``SparseTargetsCollator(num_labels, pad_to=K)`` makes such tensors.
+
+        Raises:
+            TypeError, ValueError: for anything else, and for ids out of range, repeated or out of order.
+        """
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise TypeError(f"ids: expected an integer tensor [N, K], got {describe(ids)}")
+        present = ids != padding
+        return cls(row_offsets(present.sum(1)), ids[present].to(torch.int64), num_labels)
+
+    @classmethod
     def from_dense(cls, targets: Tensor | np.ndarray) -> SparseTargets:
         """From a dense [N, C] tensor, array or table of 0 and 1 in any real dtype; a tensor's device is kept.
 

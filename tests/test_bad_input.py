@@ -86,9 +86,15 @@ CALLS = {
         {"targets": TARGETS.float().requires_grad_()},
     ),
     "targets-complex": (TypeError, r"^targets: expected bool, .*got torch.complex64", {"targets": TARGETS + 0j}),
-    "targets-array": (TypeError, r"^targets: expected a tensor or Sp.*got ndarray", {"targets": TARGETS.numpy()}),
-    "targets-list": (TypeError, r"^targets: expected a tensor or Sp.*got list", {"targets": SPARSE.to_lists()}),
-    "targets-none": (TypeError, r"^targets: expected a tensor or Sp.*got NoneType", {"targets": None}),
+    "targets-array": (ValueError, r"^targets: expected shape \[4, 3\].*got \[3, 3\]", {"targets": TARGETS.numpy()[:3]}),
+    "targets-words": (TypeError, r"^targets: expected an array of numbers", {"targets": np.full((N, C), "1")}),
+    "targets-scipy": (
+        ValueError,
+        r"^targets: expected shape \[4, 3\].*got \[2, 3\]",
+        {"targets": SPARSE[:2].to_scipy()},
+    ),
+    "targets-list": (TypeError, r"^targets: expected a tensor, Sp.*got list", {"targets": SPARSE.to_lists()}),
+    "targets-none": (TypeError, r"^targets: expected a tensor, Sp.*got NoneType", {"targets": None}),
     "sparse-rows": (ValueError, r"^targets: expected shape \[4, 3\].*got \[2, 3\]", {"targets": SPARSE[:2]}),
     "sparse-labels": (
         ValueError,

@@ -22,9 +22,11 @@ def check_linear_settings(
     impl: str,
     gradient: str,
     chunk_size: int | None,
+    *,
+    statistics_later: bool = False,
 ) -> None:
-    """Raises TypeError or ValueError, naming the setting, unless all fit together."""
-    check_settings(spec, statistics, reduction, impl, "auto")
+    """As :func:`~fused_balanced_loss.arguments.check_settings`, for the settings of a classifier's loss."""
+    check_settings(spec, statistics, reduction, impl, "auto", statistics_later=statistics_later)
     if reduction == "none":
         raise ValueError("reduction: expected 'mean', 'batchmean' or 'sum', got 'none', which would need the logits")
     check_choice("gradient", gradient, LINEAR_GRADIENT_MODES)
@@ -37,6 +39,11 @@ def check_linear_settings(
 def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, statistics: LabelStatistics | None) -> None:
     """Raises TypeError or ValueError unless features, weight, bias and statistics belong together."""
     given = {"features": features, "weight": weight} | ({} if bias is None else {"bias": bias})
+    if isinstance(features, Tensor) and features.layout != torch.strided:
+        raise TypeError(
+            f"features: expected a dense tensor, got layout {features.layout}; use features.to_dense() for a batch, or "
+            "balanced_loss with the logits torch.sparse.mm(features, weight.t()) + bias"
+        )
     for name, value in given.items():
         check_floating(name, value)
         if value.device != features.device:

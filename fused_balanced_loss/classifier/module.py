@@ -27,9 +27,10 @@ class LinearBalancedLoss(StatisticsModule):
 
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
-        statistics: label counts of the training set; they say how many labels there are.
+        statistics: label counts of the training set; they say how many labels there are. May be None where the spec
+            needs none (BCE, FL, ASL), and where ``load_state_dict`` brings them before the first call.
         num_features: D.
-        num_labels: C; needed only without statistics (BCE, FL, ASL).
+        num_labels: C; needed only without statistics.
         bias: whether the classifier has one.
         class_weight, pos_weight: a number or [C]; multiply the loss of each label, and the part of target 1 of each
             label. Tensors are buffers.
@@ -70,7 +71,7 @@ class LinearBalancedLoss(StatisticsModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size)
+        check_linear_settings(spec, statistics, reduction, impl, gradient, chunk_size, statistics_later=True)
         if statistics is not None and num_labels not in (None, statistics.num_labels):
             raise ValueError(f"num_labels: expected {statistics.num_labels}, as in statistics, got {num_labels!r}")
         for name, value in (("num_features", num_features), ("num_labels", num_labels)):

@@ -23,7 +23,7 @@ from ..functional import balanced_loss
 from ..label_statistics import LabelStatistics
 from ..optim.base import ClassifierUpdate
 from ..spec import LossSpec
-from .transformers import PaddedLabelIds, model_logits, step_loss
+from .transformers import PaddedLabelIds, label_smoothing_factor, model_logits, smoothed_spec, step_loss
 
 # Where the *ForSequenceClassification models keep their last layer.
 _NAMES = ("classifier", "score")
@@ -69,8 +69,10 @@ class FusedClassifier(nn.Linear):
         return step_loss(self._loss, model_logits(outputs), labels, self.out_features, num_items_in_batch)
 
     def _loss(self, values: Tensor, targets: Any) -> Tensor:
+        factor = label_smoothing_factor()
+        spec = smoothed_spec(self.spec, factor) if factor else self.spec
         if not self.training:
-            return balanced_loss(values, targets, self.spec, self.statistics, impl=self.impl)
+            return balanced_loss(values, targets, spec, self.statistics, impl=self.impl)
         if values.shape[-1] != self.in_features:
             raise ValueError(
                 f"outputs: expected the features [N, {self.in_features}] of a forward in training, "
@@ -83,7 +85,7 @@ class FusedClassifier(nn.Linear):
                 self.weight,
                 self.bias,
                 targets,
-                self.spec,
+                spec,
                 self.statistics,
                 chunk_size=self.chunk_size,
                 impl=self.impl,

@@ -8,12 +8,15 @@
         compute_metrics=compute_metrics(ThresholdedF1(num_labels)),
     )
 
-Each sample has its label ids under ``labels``. Gradient accumulation, DataParallel and torchrun need nothing
-further; ``label_smoothing_factor`` stays 0.
+Each sample has its label ids under ``labels``. Multi-hot labels, dense and of any dtype, need no collator of ours.
+Gradient accumulation, DataParallel and torchrun need nothing further. ``label_smoothing_factor`` smooths the targets of
+the loss.
 """
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +27,8 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 
 from ..collate import SparseTargetsCollator
 from ..metrics import TOTAL, ThresholdedF1
+from ..modules import BalancedLoss
+from ..spec import LossSpec
 from ..targets import SparseTargets, row_offsets
 
 IGNORED = -100
@@ -146,17 +151,56 @@ def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Te
         loss: from logits [n, C] and targets (SparseTargets, or what the collator gave) to the mean loss.
 
     Raises:
-        ValueError: for a loss whose reduction is not the mean, and in a step for label ids of another number of labels
-            than the model's.
+        ValueError: for a loss whose reduction is not the mean. In a step: for label ids of another number of labels
+            than the model's, and for a ``label_smoothing_factor`` of Trainer's that the loss cannot have.
     """
     if getattr(loss, "reduction", "mean") != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")  # type: ignore[attr-defined]
 
     def compute(outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = model_logits(outputs)
-        return step_loss(loss, logits, labels, logits.shape[-1], num_items_in_batch)
+        factor = label_smoothing_factor()
+        used = smoothed_loss(loss, factor) if factor else loss
+        return step_loss(used, logits, labels, logits.shape[-1], num_items_in_batch)
 
     return compute
+
+
+def label_smoothing_factor() -> float:
+    """That of the Trainer that asks for a loss, 0 outside of one.
+
+    Trainer gives its arguments to no loss function, and leaves its own smoothing away where there is one: so it is
+    looked for among the callers.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "compute_loss" else None
+        if caller is not None and hasattr(caller, "compute_loss_func"):
+            return float(caller.args.label_smoothing_factor)
+    return 0.0
+
+
+def smoothed_loss(loss: Callable[[Tensor, Any], Tensor], factor: float) -> Callable[[Tensor, Any], Tensor]:
+    """The loss with smoothed targets; shares the statistics. Raises ValueError for a loss that cannot have them."""
+    if not isinstance(loss, BalancedLoss):
+        raise ValueError(
+            f"label_smoothing_factor: expected 0 with a loss that is no BalancedLoss, got {factor}; Trainer does not "
+            "smooth the targets of a loss function"
+        )
+    twin = copy.copy(loss)
+    twin.spec = smoothed_spec(loss.spec, factor)
+    return twin
+
+
+def smoothed_spec(spec: LossSpec, factor: float) -> LossSpec:
+    """The spec with Trainer's ``label_smoothing_factor``; raises ValueError where it has another."""
+    own = getattr(spec, "label_smoothing", None)
+    if own is None:
+        raise ValueError(f"label_smoothing_factor: expected 0, as LossSpec has no label smoothing, got {factor}")
+    if own not in (0.0, factor):
+        raise ValueError(f"label_smoothing_factor: expected 0 or {own}, as in the loss's spec, got {factor}")
+    return spec.replace(label_smoothing=factor)
 
 
 def step_loss(
@@ -181,19 +225,26 @@ def step_loss(
     return mean * (values.shape[:-1].numel() * num_labels / step_items)
 
 
-def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
+def compute_metrics(metric: ThresholdedF1 | Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
     """Trainer's ``compute_metrics``: micro- and macro-F1 at the threshold of the best micro-F1, and that threshold.
+
+    A function of your own can be given instead: its ``EvalPrediction`` then has multi-hot ``label_ids``, uint8 [n, C],
+    as from a collator that makes dense labels.
 
     With ``TrainingArguments(batch_eval_metrics=True)`` each batch is counted and forgotten, so that memory does not
     grow with the evaluation set. The results are ``micro_f1``, ``macro_f1`` and ``threshold``, and for the metric's
     label groups ``head_micro_f1`` and so on.
 
     Args:
-        metric: counts, and is reset after each evaluation; reset it yourself after one that was interrupted.
+        metric: counts, and is reset after each evaluation; reset it yourself after one that was interrupted. Or a
+            function, as Trainer takes it.
 
     Raises in an evaluation:
         ValueError: for label ids of another number of labels than the model's.
     """
+
+    if callable(metric):
+        return _with_multi_hot_labels(metric)
 
     def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         logits = torch.as_tensor(model_logits(prediction.predictions))
@@ -207,6 +258,20 @@ def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
             result |= {f"{prefix}{kind}_f1": value for kind, value in scores.items()}
         metric.reset()
         return result
+
+    return compute
+
+
+def _with_multi_hot_labels(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    def compute(prediction: EvalPrediction, **options: Any) -> dict[str, float]:
+        labels = prediction.label_ids
+        if isinstance(labels, PaddedLabelIds):
+            logits = model_logits(prediction.predictions)
+            dense = labels.to_targets(logits.shape[-1]).to_dense()
+            # With batch_eval_metrics Trainer gives tensors, and else arrays.
+            labels = dense if isinstance(logits, Tensor) else dense.numpy()
+            prediction = EvalPrediction(prediction.predictions, labels, prediction.inputs, prediction.losses)
+        return function(prediction, **options)
 
     return compute
 

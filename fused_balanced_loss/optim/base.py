@@ -135,12 +135,17 @@ class ClassifierUpdate(nn.Module):
         where it is False. Neither has dimensions. Raises as :meth:`check`, and RuntimeError in a backward through
         several calls of the classifier.
         """
+        step = self.describe_step(weight, bias, factor, finite)
+        return select_update(step)(step)
+
+    def describe_step(self, weight: Tensor, bias: Tensor | None, factor: Tensor, finite: Tensor) -> Step:
+        """As :meth:`step`, but for an implementation that the caller chooses."""
         self.check(weight, bias)
         self._check_backward()
         self.steps.add_(finite)
         self.skipped.add_(~finite)
         scale = factor.double() / self._on_device(self.loss_scale)
-        step = Step(
+        return Step(
             adamw=self._adamw,
             constants=dict.fromkeys(CONSTANTS, 0.0) | self._constants(),
             max_row_norm=self.max_row_norm,
@@ -153,7 +158,6 @@ class ClassifierUpdate(nn.Module):
             bias=None if bias is None else self._rows(bias[:, None], "bias_"),
             first_label=self.first_label,
         )
-        return select_update(step)(step)
 
     def extra_repr(self) -> str:
         names = ("lr", "weight_decay", "max_row_norm", "rounding", *self._settings)
