@@ -29,6 +29,8 @@ VERSION = 0
 
 # These integrate packages that a kernel of the Hub may not import, or start several processes.
 LEFT_OUT = ("integrations", "label_parallel")
+# Kernels that these alone use.
+KERNELS_LEFT_OUT = ("mixed_targets.cpp",)
 LAYERS = f"{PACKAGE}/integrations/hub_layers.py"
 CODE = (".py", ".cpp", ".h")
 # The Hub allows the standard library and PyTorch. PyTorch itself requires filelock, and Triton on Linux; NumPy is the
@@ -169,7 +171,7 @@ def sources() -> dict[str, str]:
         if name.split("/")[0] not in (*LEFT_OUT, "kernels"):
             found[name] = _hub_text(name, path.read_text())
     for path in sorted((ROOT / "kernels").iterdir()):
-        if path.suffix in CODE:
+        if path.suffix in CODE and path.name not in KERNELS_LEFT_OUT:
             found[f"kernels/{path.name}"] = path.read_text()
     # It moves up by one folder.
     found["layers.py"] = (ROOT / LAYERS).read_text().replace("from ..", "from .")
