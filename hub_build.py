@@ -3,8 +3,8 @@
 The layout is that of https://huggingface.co/docs/kernels (``kernels`` 0.17): ``build.toml``, ``flake.nix``, ``CARD.md``
 and ``torch-ext/<name>`` are what ``kernel-builder`` takes; ``build/torch-<backend>`` is what ``kernels.get_kernel``
 loads (``build/torch-universal`` is the name that older releases had for all backends). Nothing is compiled, so that the
-variants of all backends have the same files. All of it is made from the package; ``_hub_text`` changes the two things
-that must differ.
+variants of all backends have the same files. All of it is made from the package; ``_hub_text`` changes what must
+differ.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ VERSION = 0
 
 # These integrate packages that a kernel of the Hub may not import, or start several processes.
 LEFT_OUT = ("integrations", "label_parallel")
+# Kernels that these alone use.
+KERNELS_LEFT_OUT = ("mixed_targets.cpp",)
 LAYERS = f"{PACKAGE}/integrations/hub_layers.py"
 CODE = (".py", ".cpp", ".h")
 # The Hub allows the standard library and PyTorch. PyTorch itself requires filelock, and Triton on Linux; NumPy is the
@@ -169,7 +171,7 @@ def sources() -> dict[str, str]:
         if name.split("/")[0] not in (*LEFT_OUT, "kernels"):
             found[name] = _hub_text(name, path.read_text())
     for path in sorted((ROOT / "kernels").iterdir()):
-        if path.suffix in CODE:
+        if path.suffix in CODE and path.name not in KERNELS_LEFT_OUT:
             found[f"kernels/{path.name}"] = path.read_text()
     # It moves up by one folder.
     found["layers.py"] = (ROOT / LAYERS).read_text().replace("from ..", "from .")
@@ -184,8 +186,11 @@ def _hub_text(name: str, text: str) -> str:
     """A file of the package as it must stand in a kernel of the Hub.
 
     Several builds may be loaded in one process, each under a name of its own. So operators get the build's namespace,
-    modules that are imported by name its name, and everything else is imported relatively already.
+    modules that are imported by name its name. Everything else is imported relatively already.
     """
+    if name == "__init__.py":
+        # The submodules that it names.
+        text = re.sub(rf'"?\b(?:{"|".join(LEFT_OUT)})\b"?, ', "", text)
     text, operators = re.subn(rf'"{PACKAGE}::(\w+)"', r'add_op_namespace_prefix("\1")', text)
     if operators:
         dots = "." * (name.count("/") + 1)

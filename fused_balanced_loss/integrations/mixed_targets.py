@@ -8,9 +8,8 @@ made of, and only then take the power::
     g = y * gamma1 + (1 - y) * gamma0
     loss = (y * pos_weight * -log(1 - q1) + (1 - y) * -log(1 - q0) + poly_epsilon * q) * q**g * (y * f1 + (1 - y) * f0)
 
-with ``q1 = 1 - sigmoid(z)``, ``q0 = max(sigmoid(z) - probability_margin, 0)`` and the factors ``f``. No kernel has this
-formula. It is computed in PyTorch operators: value and gradient at once, and on the CPU as many rows at a time as the
-cache holds.
+with ``q1 = 1 - sigmoid(z)``, ``q0 = max(sigmoid(z) - probability_margin, 0)`` and the factors ``f``. On the CPU a C++
+kernel of its own computes value and gradient in one pass; elsewhere PyTorch's operators do.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from ..backends.problem import compute_dtype
 from ..first_order import first_order
 from ..label_weights import Weight
 from ..spec import LossSpec
+from . import mixed_targets_cpp
 
-# Elements of a piece on the CPU. The formula holds about eight buffers of this size, 2 MB in all.
-_PIECE = 2**16
 _LARGEST_LOGIT = 1e20
 
 
@@ -82,20 +80,15 @@ class _MixedLoss(torch.autograd.Function):
         factors: tuple[float, float],
         elements: bool,
     ) -> Tensor:
-        num_rows, num_labels = logits.shape
-        step = max(1, _PIECE // max(1, num_labels))
-        if num_rows <= step or logits.device.type != "cpu" or torch.compiler.is_compiling():
-            value, slope = _value_and_slope(logits, targets, spec, weight, pos_weight, factors)
-            ctx.save_for_backward(slope.to(logits.dtype))
-            return value if elements else value.sum()
-        gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        loss = logits.new_empty(logits.shape if elements else -(-num_rows // step), dtype=compute_dtype(logits.dtype))
-        for piece, first in enumerate(range(0, num_rows, step)):
-            rows = slice(first, first + step)
-            value, gradient[rows] = _value_and_slope(logits[rows], targets[rows], spec, weight, pos_weight, factors)
-            loss[rows if elements else piece] = value if elements else value.sum()
+        if not torch.compiler.is_compiling() and mixed_targets_cpp.can_take(logits):
+            loss, gradient = mixed_targets_cpp.value_and_gradient(
+                logits, targets, spec, weight, pos_weight, factors, elements
+            )
+        else:
+            loss, slope = _value_and_slope(logits, targets, spec, weight, pos_weight, factors)
+            loss, gradient = loss if elements else loss.sum(), slope.to(logits.dtype)
         ctx.save_for_backward(gradient)
-        return loss if elements else loss.sum()
+        return loss
 
     @staticmethod
     @first_order

@@ -10,7 +10,7 @@ from timm_losses import timm_module
 from torch import nn
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.integrations import mixed_targets
+from fused_balanced_loss.integrations import mixed_targets_cpp
 from fused_balanced_loss.integrations.timm import create_classification_loss
 
 N, C = 12, 37
@@ -326,13 +326,59 @@ def test_gradient_of_the_mixed_formula(options):
         torch.autograd.grad(loss(few, targets[:3, :7]).sum(), few, create_graph=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", mixing_losses(), ids=name_of)
-def test_pieces_of_the_batch_give_the_same(options, monkeypatch):
-    logits, targets = batch("soft")
-    loss = create_classification_loss(**options, multi_label=True, soft_targets=True)
-    whole = value_and_gradient(loss, logits, targets)
-    monkeypatch.setattr(mixed_targets, "_PIECE", 3 * C)
-    assert worst(value_and_gradient(loss, logits, targets), whole) < 1e-6
+def test_kernel_and_operators_of_the_mixed_formula(options, dtype, monkeypatch):
+    """The kernel is off from float64 by at most twice what the operators are, and some units of the last digit."""
+    weights = {"class_weight": VECTOR, "pos_weight": OTHER} if options["loss_type"] == "asl" else {}
+    loss = create_classification_loss(**options, **weights, multi_label=True, soft_targets=True)
+    logits, targets = batch("soft", dtype)
+    found = value_and_gradient(loss, logits, targets)
+    monkeypatch.setattr(mixed_targets_cpp, "can_take", lambda logits: False)
+    plain = value_and_gradient(loss, logits, targets)
+    exact = value_and_gradient(loss, logits.detach().double().requires_grad_(), targets.double())
+    for one, other, right in zip(found, plain, exact, strict=True):
+        assert one.dtype == other.dtype
+        # In float64 the operators are what is compared with.
+        digits = (16 if dtype == torch.float64 else 4) * torch.finfo(one.dtype).eps
+        assert difference(one, right) <= 2 * difference(other, right) + digits
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 15), (5, 16), (4, 33), (2, 1000), (0, 7)])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_kernel_of_the_mixed_formula_takes_any_shape_and_memory(shape, reduction, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    loss = create_classification_loss("asl", True, soft_targets=True, asl_reduction=reduction)
+    wide, soft = torch.randn(shape[0], 2 * shape[1], generator=generator), torch.rand(*shape[::-1], generator=generator)
+    forms = [
+        (wide[:, : shape[1]], soft.t()),
+        (wide[:, ::2], soft.t().double()),
+        (wide[:1, : shape[1]].expand(shape), soft.t()),
+    ]
+    if not shape[0]:
+        forms = forms[:2]
+    results = {}
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(mixed_targets_cpp, "can_take", lambda logits: False)
+        results[kernel] = [value_and_gradient(loss, z.detach().requires_grad_(), y) for z, y in forms]
+    for mine, other in zip(results[True], results[False], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_kernel_of_the_mixed_formula_on_several_threads():
+    loss = create_classification_loss("asl", True, smoothing=0.1)
+    logits = torch.randn(3, 40_000).requires_grad_()
+    targets = (torch.rand(3, 40_000) < 0.01).to(torch.uint8)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(value_and_gradient(loss, logits, targets))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
 
 
 @pytest.mark.parametrize("options", mixing_losses(), ids=name_of)

@@ -1,0 +1,25 @@
+"""The contestants of benchmarks/test_factory.py do the same work."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from timm_losses import timm_module
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("variant", ["0 and 1", "smoothed", "soft"])
+@pytest.mark.parametrize("loss", ["bce", "asl", "poly", "db"])
+def test_contestants_agree(loss, variant, monkeypatch):
+    timm_module("_loss_factory")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import problems
+
+    # Not by its name, which a file of tests may have.
+    specification = importlib.util.spec_from_file_location("factory_benchmark", BENCHMARKS / "test_factory.py")
+    factory = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(factory)
+    # It compares each with ours.
+    names = [one.name for one in factory.contestants(problems.make_problem(4, 60), loss, variant)]
+    assert names == ["ours", *(["ours, label ids"] if variant != "soft" else []), "timm"]
