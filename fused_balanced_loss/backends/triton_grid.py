@@ -18,6 +18,8 @@ FRINGE = 64
 # Programs of one warp that a processor holds at once, by the bytes of a logit. NVIDIA's limit is 32, which 64 registers
 # a thread allow; float32 takes 72, float64 more.
 RESIDENT = {2: 32, 4: 28, 8: 16}
+# The same where elements may have both parts of the loss, which takes up to 80 registers.
+RESIDENT_MIXED = {2: 24, 4: 24, 8: 16}
 # More rows a program use its columns' constants again; but a few long programs may end late.
 _MOST_ROWS = 64
 

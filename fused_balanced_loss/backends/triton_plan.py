@@ -16,7 +16,7 @@ from .aligned_copies import MOST_COPIED, aligned_copies
 from .constants import constants_cache, constants_key
 from .kept import keep
 from .problem import Problem, compute_dtype
-from .triton_grid import FRINGE, RESIDENT, grid, layout, reciprocal
+from .triton_grid import FRINGE, RESIDENT, RESIDENT_MIXED, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
 from .triton_terms import DenseTerms, SparseTerms
 
@@ -63,7 +63,8 @@ class Plan:
         self.csr, self.rebalanced = dense is None, labels.inverse_frequency is not None
         self.num_rows, self.num_labels = logits.shape
         self.cut = cut = layout(self.num_labels, logits.stride(0), logits.element_size())
-        at_once = devices.num_processors(self.device) * RESIDENT[logits.element_size()]
+        resident = RESIDENT_MIXED if problem.mixed else RESIDENT
+        at_once = devices.num_processors(self.device) * resident[logits.element_size()]
         programs = grid(self.num_rows, self.num_labels, cut, at_once)
         self.num_programs = programs.num_programs
         self.grid = self.num_programs, 1, 1

@@ -1,6 +1,7 @@
 """What the compilers make of the kernels for GPUs that need not be here: widths, spills, instructions an element."""
 
 import functools
+import json
 
 import pytest
 from compiled_figures import ROOT, compiled_figures
@@ -13,10 +14,10 @@ SCRIPT = """
 import json, sys, tempfile
 sys.path.insert(0, "benchmarks")
 import static_figures as static
-name, form, dtype, loss, csr, *find = sys.argv[1:]
+name, form, dtype, loss, csr, *more = sys.argv[1:]
 target = static.TARGETS[name]
 compiled, elements = static.compile_kernel(
-    target, form, dtype=dtype, loss=loss, csr=csr == "csr", find_labels=bool(find)
+    target, form, dtype=dtype, loss=loss, csr=csr == "csr", **json.loads(more[0] if more else "{}")
 )
 with tempfile.TemporaryDirectory() as tmp:
     figures = (vars(static.nvidia_figures(compiled, elements, tmp)) if target.backend == "cuda"
@@ -51,10 +52,32 @@ def test_nvidia(target, form, dtype):
 
 def test_kernel_that_finds_its_labels():
     """For few rows the kernel makes the rows' terms itself: no spills, and as many programs at once."""
-    one = figures("sm_90", "one-pass", "bf16", "DB", "csr", "find")
+    one = figures("sm_90", "one-pass", "bf16", "DB", "csr", '{"find_labels": true}')
     assert one["loads"]["16"] == one["stores"]["16"] == 1
     assert one["spilled_bytes"] == 0
     assert one["registers"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "without", "with_labels", "registers"),
+    [
+        ("csr", {"pos_weight": True}, 28.2, 42, 64),
+        ("csr", {"poly_epsilon": 1.0}, 31.3, 43, 64),
+        ("csr", {"label_smoothing": 0.1}, 52, 61, 72),
+        ("dense", {"label_smoothing": 0.1, "pos_weight": True}, 55, 62, 72),
+        ("dense", {"targets": "fp32"}, 32.5, 79, 80),
+        ("dense", {"targets": "bf16"}, 30.5, 68, 72),
+        ("dense", {"targets": "fp32", "pos_weight": True}, 32, 70, 72),
+    ],
+)
+def test_weights_soft_targets_and_smoothing(form, options, without, with_labels, registers):
+    """No spills; and where only labels have both parts of the loss, or a weight, tiles without labels stay short."""
+    one = figures("sm_90", "one-pass", "bf16", "DB", form, json.dumps(options))
+    assert one["spilled_bytes"] == 0
+    assert one["stores"]["16"] == 1
+    assert one["instructions"] <= without
+    assert one["with_labels"] <= with_labels
+    assert one["registers"] <= registers
 
 
 @pytest.mark.parametrize("loss", ["BCE", "CB-NTR", "DB-0FL"])
