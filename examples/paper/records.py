@@ -18,6 +18,8 @@ METHODS = ("SVM", *PAPER_LOSSES)
 GROUPS = ("total", "head", "medium", "tail")
 KINDS = ("micro", "macro")
 RUNNING, DONE = "running", "done"
+# What a result of this version has, and an earlier one may lack.
+LATEST = {"own", "by_group", "by_label"}
 RESERVE_BYTES = 1 << 20
 
 
@@ -66,12 +68,30 @@ class Variant(BaseModel):
     test_by_instance: dict[str, F1] = {}
 
 
+class Scored(BaseModel):
+    """Test scores at other thresholds."""
+
+    test: LabelGroups
+    test_by_instance: dict[str, F1] = {}
+
+
+class OwnScored(Scored):
+    """Those at the method's own best threshold."""
+
+    threshold: float
+    validation: LabelGroups
+    at_edge: bool
+
+
 class Result(BaseModel):
-    """What the tables are made from; a result may have more."""
+    """What the tables are made from; a result may have more, and those of earlier versions have less."""
 
     validation: LabelGroups
     test: LabelGroups
     test_by_instance: dict[str, F1] = {}
+    own: OwnScored | None = None
+    by_group: Scored | None = None
+    by_label: Scored | None = None
     confused: list[Pair] = []
     variants: dict[str, Variant] = {}
 
@@ -84,6 +104,11 @@ def check(what: str, value: Any, form: type[BaseModel]) -> None:
         first = error.errors()[0]
         where = ".".join(map(str, (what, *first["loc"])))
         raise ValueError(f"{where}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
+def is_complete(record: Json) -> bool:
+    """Whether the result has all figures that this version makes; an SVM's has no others."""
+    return record["settings"]["method"] == "SVM" or set(record["result"]) >= LATEST
 
 
 @dataclass(frozen=True)
