@@ -140,7 +140,7 @@ def measure() -> None:
         balanced_loss,
     )
 
-    spec = LossSpec.preset("DB")
+    spec = LossSpec.preset("DB", corpus="reuters")
     updates = {
         "sgd": lambda: SGDUpdate(1e-3),
         "adamw-row": lambda: AdamWUpdate(1e-3, state="row"),

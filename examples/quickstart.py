@@ -45,7 +45,7 @@ def main() -> None:
     losses = {
         "before training": None,
         "BCEWithLogitsLoss": nn.BCEWithLogitsLoss(),
-        "DistributionBalancedLoss": DistributionBalancedLoss(statistics, mu=statistics.suggest_mu(targets)),
+        "DistributionBalancedLoss": DistributionBalancedLoss(statistics),
     }
     print(f"{'micro-F1/macro-F1, %':<26}{'all labels':>14}{'tail labels':>14}")
     for name, loss_of in losses.items():

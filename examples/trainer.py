@@ -68,7 +68,7 @@ def main() -> None:
         parts.append([{"input_ids": row, "labels": labels} for row, labels in zip(tokens, ids, strict=True)])
     train_ids = [sample["labels"] for sample in parts[0]]
     statistics = LabelStatistics.from_targets(train_ids, num_labels=len(WORDS))
-    loss = DistributionBalancedLoss(statistics, mu=statistics.suggest_mu(train_ids))
+    loss = DistributionBalancedLoss(statistics)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,

@@ -55,6 +55,12 @@ def check_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> None
         raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
     if statistics is None and spec.needs_statistics:
         raise ValueError("statistics: expected LabelStatistics, which this spec's weighting or kappa needs; got None")
+    if spec.mu is None and spec.needs_mu and statistics is not None and statistics.mu is None:
+        raise ValueError(
+            "mu: expected a number, as the rebalanced weight needs one and these statistics have none; make them by "
+            "LabelStatistics.from_targets(training_targets), give mu=, or take the paper's of its corpora by "
+            "LossSpec.preset(..., corpus='reuters' or 'pubmed')"
+        )
 
 
 def check_floating(name: str, tensor: Tensor) -> None:

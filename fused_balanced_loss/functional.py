@@ -19,7 +19,7 @@ from .arguments import (
 )
 from .backends import device as devices
 from .backends import reference
-from .backends.constants import label_constants, row_weight
+from .backends.constants import label_constants, resolved, row_weight
 from .backends.operator import mean_scale, operator
 from .backends.problem import Problem, compute_dtype
 from .backends.select import Backend, Impl, select
@@ -142,6 +142,8 @@ def balanced_loss(
     in_place = gradient == "in_place" and not compiling and impl != "reference"
     if in_place:
         check_writable(logits)
+    if spec.mu is None:
+        spec = resolved(spec, statistics)
     shape, dtype = logits.shape, compute_dtype(logits.dtype)
     flat = flat_rows(logits)
     batch = flat_batch(shape, logits.device, targets, sample_weight, label_mask, ignore_index)

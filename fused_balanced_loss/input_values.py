@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,22 @@ def as_integer(name: str, value: Any, at_least: int | None = None) -> int:
         raise ValueError(f"{name}: expected {expected}, got {number}")
     if not -INT64_MAX - 1 <= number <= INT64_MAX:
         raise ValueError(f"{name}: expected an integer that fits into 64 bits, got {number}")
+    return number
+
+
+def as_number(name: str, value: Any) -> float:
+    """The value as a Python float. NumPy's numbers are taken, bools are not.
+
+    Raises TypeError for another type, and ValueError for a number that is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__} {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
     return number
 
 

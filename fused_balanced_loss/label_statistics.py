@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .input_values import as_integer, as_tensor
+from .input_values import as_integer, as_number, as_tensor
 from .spec import check_choice
-from .targets import as_sparse_targets
+from .targets import SparseTargets, as_sparse_targets
 
 
 class FrequencyGroups(NamedTuple):
@@ -54,6 +54,16 @@ def _checked_counts(counts: Tensor, num_samples: int) -> Tensor:
     return whole.clone()
 
 
+def _midpoint(targets: SparseTargets, inverse_frequency: Tensor) -> float:
+    """The average of mean and median of r over the label occurrences, of which there is one at least."""
+    inverse, rows = inverse_frequency[targets.col.cpu()], targets.rows.cpu()
+    share = (inverse / torch.bincount(rows, inverse)[rows]).numpy()
+    # The shares of a sample add up to 1. A sum of the shares would have other last bits on other processors, and
+    # statistics of the same targets would differ.
+    mean = int((targets.crow.diff() > 0).sum()) / len(share)
+    return float((mean + np.median(share)) / 2)
+
+
 class LabelStatistics:
     """Label counts of the *training* set, on the CPU; immutable.
 
@@ -63,24 +73,33 @@ class LabelStatistics:
     Args:
         counts: whole numbers [C] in [0, num_samples]; a tensor, array or sequence.
         num_samples: number of training samples, at least 2.
+        mu: the midpoint of the rebalanced weight, where it is known; :meth:`from_targets` computes it.
         degenerate: what happens where labels have the count 0 or num_samples: ``"warn"`` warns once and says how many
             do, ``"error"`` raises ValueError, ``"ignore"`` does nothing.
 
     Attributes:
         counts: int64 [C], the number of training samples that carry each label.
         num_samples: N_train, at least 2.
+        mu: the midpoint that :meth:`suggest_mu` gives for the training targets, which the rebalanced losses take; None
+            where only counts are known.
         cache: constants that the losses have derived, so that they are made once; copies begin without.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
-    def __init__(self, counts: Any, num_samples: int, *, degenerate: str = "warn") -> None:
+    # Objects that an earlier version has pickled have none.
+    mu: float | None = None
+
+    def __init__(self, counts: Any, num_samples: int, *, mu: float | None = None, degenerate: str = "warn") -> None:
         check_choice("degenerate", degenerate, ("warn", "error", "ignore"))
+        if mu is not None:
+            mu = as_number("mu", mu)
         self.num_samples = as_integer("num_samples", num_samples)
         if self.num_samples < 2:
             raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
         self.counts = _checked_counts(as_tensor("counts", counts).detach().cpu(), self.num_samples)
+        self.mu = mu
         self.cache: dict[Any, Any] = {}
         never, always = int((self.counts == 0).sum()), int((self.counts == self.num_samples).sum())
         if degenerate != "ignore" and never + always:
@@ -93,13 +112,15 @@ class LabelStatistics:
             warnings.warn(message, stacklevel=3)
 
     @classmethod
-    def from_counts(cls, counts: Any, num_samples: int, *, degenerate: str = "warn") -> LabelStatistics:
+    def from_counts(
+        cls, counts: Any, num_samples: int, *, mu: float | None = None, degenerate: str = "warn"
+    ) -> LabelStatistics:
         """As the constructor, under the name that stands beside :meth:`from_targets`."""
-        return cls(counts, num_samples, degenerate=degenerate)
+        return cls(counts, num_samples, mu=mu, degenerate=degenerate)
 
     @classmethod
     def from_targets(cls, targets: Any, num_labels: int | None = None, *, degenerate: str = "warn") -> LabelStatistics:
-        """From the training targets.
+        """From the training targets, with their ``mu`` (None where no sample has a label).
 
         Args:
             targets: SparseTargets; a dense [N, C] tensor, array or table such as a pandas DataFrame, of any real dtype;
@@ -113,7 +134,10 @@ class LabelStatistics:
         """
         sparse = as_sparse_targets(targets, num_labels)
         counts = torch.bincount(sparse.col, minlength=sparse.num_labels)
-        return cls.from_counts(counts, len(sparse), degenerate=degenerate)
+        statistics = cls.from_counts(counts, len(sparse), degenerate=degenerate)
+        if len(sparse.col):
+            statistics.mu = _midpoint(sparse, statistics.inverse_frequency)
+        return statistics
 
     @property
     def num_labels(self) -> int:
@@ -160,10 +184,7 @@ class LabelStatistics:
         sparse = as_sparse_targets(targets, self.num_labels)
         if not len(sparse.col):
             raise ValueError("targets: expected at least one label, got none")
-        inverse = self.inverse_frequency[sparse.col.cpu()]
-        rows = sparse.rows.cpu()
-        share = (inverse / torch.bincount(rows, inverse)[rows]).numpy()
-        return float((np.mean(share) + np.median(share)) / 2)
+        return _midpoint(sparse, self.inverse_frequency)
 
     def frequency_groups(self, *, head: int, tail: int) -> FrequencyGroups:
         """Masks, bool [C], of the head (n >= head), tail (n <= tail) and medium (all other) labels.
@@ -180,7 +201,7 @@ class LabelStatistics:
         return FrequencyGroups(head=is_head, medium=~(is_head | is_tail), tail=is_tail)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes ``counts`` and ``num_samples`` as an uncompressed NumPy archive at exactly ``path``.
+        """Writes ``counts``, ``num_samples`` and ``mu`` as an uncompressed NumPy archive at exactly ``path``.
 
         Whoever reads ``path`` finds the old content or the new, never a part; after an error, the old.
 
@@ -194,7 +215,10 @@ class LabelStatistics:
         temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
         try:
             with open(temporary, "xb") as file:
-                np.savez(file, counts=self.counts.numpy(), num_samples=np.int64(self.num_samples))
+                values: dict[str, Any] = {"counts": self.counts.numpy(), "num_samples": np.int64(self.num_samples)}
+                if self.mu is not None:
+                    values["mu"] = np.float64(self.mu)
+                np.savez(file, **values)
                 file.flush()
                 # Without this a crash of the machine may leave the new name with no content.
                 os.fsync(file.fileno())
@@ -211,7 +235,7 @@ class LabelStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelStatistics:
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` wrote; files of earlier versions have no ``mu``.
 
         Raises:
             OSError, ValueError: where there is no file, and for one that is no such archive.
@@ -220,23 +244,27 @@ class LabelStatistics:
             try:
                 with np.load(file, allow_pickle=False) as archive:
                     counts, num_samples = archive["counts"], archive["num_samples"]
+                    mu = archive.get("mu")
                 if num_samples.shape or num_samples.dtype.kind not in "iu":
                     raise TypeError(f"num_samples: expected an integer, got {num_samples!r}")
+                mu = None if mu is None else as_number("mu", mu[()])
             except Exception as error:
                 # NumPy and zipfile raise errors of a dozen classes for a damaged archive.
                 raise ValueError(f"path: expected an archive that LabelStatistics.save wrote, got {path}") from error
-        return cls.from_counts(counts, int(num_samples), degenerate="ignore")
+        return cls.from_counts(counts, int(num_samples), mu=mu, degenerate="ignore")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"counts": self.counts, "num_samples": self.num_samples, "cache": {}}
+        return {"counts": self.counts, "num_samples": self.num_samples, "mu": self.mu, "cache": {}}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelStatistics):
             return NotImplemented
-        return self.num_samples == other.num_samples and torch.equal(self.counts, other.counts)
+        numbers, others = (self.num_samples, self.mu), (other.num_samples, other.mu)
+        return numbers == others and torch.equal(self.counts, other.counts)
 
     def __hash__(self) -> int:
         return hash((self.num_samples, self.num_labels))
 
     def __repr__(self) -> str:
-        return f"LabelStatistics(num_labels={self.num_labels}, num_samples={self.num_samples})"
+        mu = "" if self.mu is None else f", mu={self.mu!r}"
+        return f"LabelStatistics(num_labels={self.num_labels}, num_samples={self.num_samples}{mu})"

@@ -8,7 +8,7 @@ from .arguments import GradientMode, Reduction, check_settings
 from .backends.select import Impl
 from .functional import balanced_loss
 from .label_statistics import LabelStatistics
-from .spec import PAPER_MU, LossSpec
+from .spec import LossSpec
 from .statistics_module import StatisticsModule
 from .targets import SparseTargets
 
@@ -94,13 +94,13 @@ class BalancedLoss(StatisticsModule):
 class DistributionBalancedLoss(BalancedLoss):
     """DB: rebalanced weight, negative-tolerant margin and focal modulation (Huang et al., 2021, section 3.3).
 
-    ``gamma=0`` is the paper's DB-0FL. ``mu`` suits a corpus when taken from :meth:`LabelStatistics.suggest_mu`; the
-    paper has 0.9 for Reuters, 0.05 for PubMed.
+    ``gamma=0`` is the paper's DB-0FL. The paper's ``mu`` is 0.9 for Reuters and 0.05 for PubMed.
 
     Args:
         statistics: label counts of the training set.
         gamma: focusing parameter.
-        alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
+        alpha, beta: floor and slope of the rebalanced weight.
+        mu: its midpoint; None takes that of the training targets, which ``LabelStatistics.from_targets`` keeps.
         kappa, lam: scale of the negative-tolerant bias, slope of the negatives' margin.
         reduction, impl, gradient: see :class:`BalancedLoss`.
     """
@@ -112,7 +112,7 @@ class DistributionBalancedLoss(BalancedLoss):
         gamma: float = 2.0,
         alpha: float = 0.1,
         beta: float = 10.0,
-        mu: float = PAPER_MU["reuters"],
+        mu: float | None = None,
         kappa: float = 0.05,
         lam: float = 2.0,
         reduction: Reduction = "mean",
@@ -129,7 +129,8 @@ class RebalancedFocalLoss(BalancedLoss):
     Args:
         statistics: label counts of the training set.
         gamma: focusing parameter.
-        alpha, beta, mu: floor, slope and midpoint of the rebalanced weight.
+        alpha, beta: floor and slope of the rebalanced weight.
+        mu: its midpoint; None takes that of the training targets, which ``LabelStatistics.from_targets`` keeps.
         reduction, impl, gradient: see :class:`BalancedLoss`.
     """
 
@@ -140,7 +141,7 @@ class RebalancedFocalLoss(BalancedLoss):
         gamma: float = 2.0,
         alpha: float = 0.1,
         beta: float = 10.0,
-        mu: float = PAPER_MU["reuters"],
+        mu: float | None = None,
         reduction: Reduction = "mean",
         impl: Impl = "auto",
         gradient: GradientMode = "auto",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
+from .input_values import as_number
 
 Weighting = Literal["none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"]
 Pooling = Literal["label", "mean_count", "mean_weight", "rarest"]
@@ -48,7 +47,9 @@ class LossSpec:
             ``"mean_count"`` that of its labels' mean count, ``"mean_weight"`` its labels' mean weight, and ``"rarest"``
             that of its rarest label. A sample without labels is weighed as if it had a label that all samples carry.
         beta_cb: class-balanced beta, in [0, 1).
-        alpha, beta, mu: floor (>= 0), slope (> 0) and midpoint of the rebalanced weight.
+        alpha, beta: floor (>= 0) and slope (> 0) of the rebalanced weight.
+        mu: midpoint of the rebalanced weight. It belongs to a corpus: None takes that of the training targets,
+            ``LabelStatistics.mu``.
         kappa: scale of the negative-tolerant bias ``v``; with 0 there is none.
         lam: the paper's lambda > 0, slope of the negatives' margin.
         positive_factor, negative_factor: factors > 0 of the positives' and the negatives' loss.
@@ -65,7 +66,7 @@ class LossSpec:
     beta_cb: float = 0.9
     alpha: float = 0.1
     beta: float = 10.0
-    mu: float = 0.9
+    mu: float | None = None
     kappa: float = 0.0
     lam: float = 1.0
     positive_factor: float = 1.0
@@ -74,17 +75,9 @@ class LossSpec:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("weighting", "pooling") or (field.name == "gamma_negative" and value is None):
+            if field.name in ("weighting", "pooling") or (field.name in ("gamma_negative", "mu") and value is None):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-                raise TypeError(f"{field.name}: expected a number, got {type(value).__name__} {value!r}")
-            try:
-                number = float(value)
-            except OverflowError:
-                number = math.inf
-            if not math.isfinite(number):
-                raise ValueError(f"{field.name}: expected a finite number, got {value}")
-            object.__setattr__(self, field.name, number)
+            object.__setattr__(self, field.name, as_number(field.name, value))
         check_choice("weighting", self.weighting, WEIGHTINGS)
         check_choice("pooling", self.pooling, POOLINGS)
         for name in ("gamma", "gamma_negative", "alpha"):
@@ -112,6 +105,11 @@ class LossSpec:
         """Whether the loss depends on label counts."""
         return self.weighting != "none" or self.kappa != 0
 
+    @property
+    def needs_mu(self) -> bool:
+        """Whether the loss takes its ``mu`` from the statistics."""
+        return self.mu is None and self.weighting == "rebalanced"
+
     def replace(self, **settings: Any) -> LossSpec:
         """A copy with some settings changed.
 
@@ -125,23 +123,25 @@ class LossSpec:
         return dataclasses.replace(self, **settings)
 
     @classmethod
-    def preset(cls, name: str, *, corpus: Corpus = "reuters", convention: Convention = "paper") -> LossSpec:
+    def preset(cls, name: str, *, corpus: Corpus | None = None, convention: Convention = "paper") -> LossSpec:
         """The loss that the paper calls ``name``, or asymmetric loss.
 
         Args:
             name: ``"BCE"``, ``"FL"``, ``"CB"``, ``"R-FL"``, ``"NTR-FL"``, ``"DB-0FL"``, ``"CB-NTR"`` or ``"DB"`` (Huang
                 et al., EMNLP 2021, Table 2); or ``"ASL"``, asymmetric loss with gamma 1 and 4 and margin 0.05 (Ridnik
                 et al., ICCV 2021). Corpus and convention do not change ASL; its authors reduce by the sum.
-            corpus: the corpus of the paper that the settings belong to: mu is 0.9 for ``"reuters"`` and 0.05 for
-                ``"pubmed"``.
+            corpus: None for a corpus of one's own, whose mu comes from its training targets; ``"reuters"`` and
+                ``"pubmed"`` for the paper's mu, 0.9 and 0.05.
             convention: ``"paper"`` for the published equations; ``"authors"`` for the constant factors that the
-                published experiments ran with, on which their learning rates depend.
+                published experiments ran with, on which their learning rates depend. For CB and NTR-FL they differ
+                between the paper's corpora, so ``corpus`` must be given.
 
         Raises:
-            ValueError: for an unknown name, corpus or convention.
+            ValueError: for an unknown name, corpus or convention, and for factors that need a corpus without one.
         """
         check_choice("name", name, PRESETS)
-        check_choice("corpus", corpus, CORPORA)
+        if corpus is not None:
+            check_choice("corpus", corpus, CORPORA)
         check_choice("convention", convention, CONVENTIONS)
         if name == "ASL":
             return cls(gamma=1.0, gamma_negative=4.0, probability_margin=0.05)
@@ -155,7 +155,7 @@ class LossSpec:
         return cls(
             gamma=0.0 if name in ("BCE", "DB-0FL") else 2.0,
             weighting=weighting,
-            mu=PAPER_MU[corpus],
+            mu=PAPER_MU[corpus] if corpus is not None and weighting == "rebalanced" else None,
             kappa=0.05 if negative_tolerant else 0.0,
             lam=2.0 if negative_tolerant else 1.0,
             positive_factor=positive,
@@ -163,8 +163,13 @@ class LossSpec:
         )
 
 
-def _authors_factors(name: str, corpus: str) -> tuple[float, float]:
+def _authors_factors(name: str, corpus: str | None) -> tuple[float, float]:
     """The factors by which the published experiments multiply the paper's loss of positives and of negatives."""
+    if corpus is None and name in ("CB", "NTR-FL"):
+        raise ValueError(
+            f"corpus: expected 'reuters' or 'pubmed' with convention 'authors', whose factors of {name} differ between "
+            "them; got None"
+        )
     reuters = corpus == "reuters"
     if name == "BCE":
         return 1.0, 1.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import math
+import struct
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch._subclasses import FakeTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .arguments import check_statistics
-from .backends.constants import label_constants
+from .backends.constants import label_constants, resolved
 from .label_statistics import LabelStatistics
 from .spec import LossSpec
 
@@ -25,9 +27,13 @@ _CHANGED = (
 class StatisticsModule(nn.Module):
     """A module with a ``spec`` and the label counts of the training set.
 
-    The buffers ``counts``, int64 [C], and ``num_samples``, int64 [], hold the counts; :attr:`statistics` is derived
-    from them. So whatever changes the buffers changes the loss: ``load_state_dict``, ``torch.func.functional_call``, a
-    broadcast of DistributedDataParallel, an assignment.
+    The buffers ``counts``, int64 [C], ``num_samples``, int64 [], and ``mu_bits``, int64 [], the bits of the float64
+    ``mu`` (NaN for none), hold the statistics; :attr:`statistics` is derived from them. A floating-point buffer would
+    lose digits of ``mu`` with ``half()``. So whatever changes the buffers changes the loss: ``load_state_dict``,
+    ``torch.func.functional_call``, a broadcast of DistributedDataParallel, an assignment.
+
+    A state dict without ``mu_bits``, as earlier versions wrote it, or with none in it, leaves the ``mu`` of a module
+    with the same counts as it is.
 
     A call finds out by object, version and address that the buffers are still the same, without a look at their values.
     Two kinds of calls do not see a new version:
@@ -42,21 +48,24 @@ class StatisticsModule(nn.Module):
     spec: LossSpec
     counts: Tensor | None
     num_samples: Tensor | None
+    mu_bits: Tensor | None
 
-    # The statistics of the buffers as they were last seen, and a copy of their counts on the device of the buffer.
+    # The statistics of the buffers as they were last seen, a copy of their counts on the device of the buffer, and the
+    # values of the other buffers.
     _derived: LabelStatistics | None = None
     _snapshot: Tensor | None = None
+    _values: tuple[int, int] = (0, 0)
     # The buffers with their versions and addresses: what tells that they have not changed.
-    _seen: tuple[Tensor, Tensor, tuple[int, ...]] | None = None
+    _seen: tuple[_Buffers, tuple[int, ...]] | None = None
 
     def keep_statistics(self, statistics: LabelStatistics | None) -> None:
         """Registers the buffers."""
-        values: dict[str, Tensor | None] = {"counts": None, "num_samples": None}
+        values: _Buffers | tuple[None, None, None] = (None, None, None)
         if statistics is not None:
             device = torch.get_default_device()
-            values["counts"] = statistics.counts.to(device, copy=True)
-            values["num_samples"] = torch.tensor(statistics.num_samples, device=device)
-        for name, value in values.items():
+            numbers = (torch.tensor(number, device=device) for number in _numbers(statistics))
+            values = _Buffers(statistics.counts.to(device, copy=True), *numbers)
+        for name, value in zip(_Buffers._fields, values, strict=True):
             self.register_buffer(name, value)
         self._remember(statistics)
 
@@ -67,19 +76,21 @@ class StatisticsModule(nn.Module):
         An assignment writes the buffers in place. It raises TypeError or ValueError for None where the spec needs
         statistics, and for another number of labels.
         """
-        counts, num_samples = self._buffers["counts"], self._buffers["num_samples"]
-        if counts is None or num_samples is None:
+        if self._buffers["counts"] is None:
             return None
         compiling = torch.compiler.is_compiling()
-        if compiling or self._are_seen(counts, num_samples):
-            if not compiling and not _is_broadcast():
-                return self._derived
-            if compiling or counts.device.type != "cpu":
-                if self._snapshot is not None:
-                    torch._assert_async(self._same_values(counts, num_samples), _CHANGED)
-                return self._derived
-        if _has_values(counts) and _has_values(num_samples):
-            self._remember(self._derive(counts, num_samples))
+        seen = compiling or self._are_seen()
+        if seen and not compiling and not _is_broadcast():
+            return self._derived
+        buffers = self._statistics_buffers()
+        if buffers is None:
+            return None
+        if seen and (compiling or buffers.counts.device.type != "cpu"):
+            if self._snapshot is not None:
+                torch._assert_async(self._same_values(buffers), _CHANGED)
+            return self._derived
+        if all(map(_has_values, buffers)):
+            self._remember(self._derive(buffers))
         return self._derived
 
     @statistics.setter
@@ -93,51 +104,69 @@ class StatisticsModule(nn.Module):
         self._write(statistics)
         self._remember(statistics)
 
-    def _are_seen(self, counts: Tensor, num_samples: Tensor) -> bool:
-        seen = self._seen
-        if seen is None or seen[0] is not counts or seen[1] is not num_samples:
+    def _statistics_buffers(self) -> _Buffers | None:
+        counts, num_samples, mu_bits = map(self._buffers.get, _Buffers._fields)
+        if counts is None or num_samples is None or mu_bits is None:
+            return None
+        return _Buffers(counts, num_samples, mu_bits)
+
+    def _are_seen(self) -> bool:
+        if self._seen is None:
             return False
-        return seen[2] == _marks(counts, num_samples)
+        (counts, num_samples, mu_bits), marks = self._seen
+        own = self._buffers
+        if own["counts"] is not counts or own["num_samples"] is not num_samples or own["mu_bits"] is not mu_bits:
+            return False
+        return marks == _marks(counts, num_samples, mu_bits)
 
     def _write(self, statistics: LabelStatistics) -> None:
         """Writes the buffers in place, so that whoever shares them sees the change."""
-        for buffer, value in ((self.counts, statistics.counts), (self.num_samples, statistics.num_samples)):
-            if buffer is not None and _has_values(buffer):
+        values = (statistics.counts, *_numbers(statistics))
+        for buffer, value in zip(self._statistics_buffers() or (), values, strict=False):
+            if _has_values(buffer):
                 local = _local(buffer)
                 with torch.no_grad(), torch.inference_mode(local.is_inference()):
                     local.copy_(torch.as_tensor(value, device="cpu"))
 
-    def _derive(self, counts: Tensor, num_samples: Tensor) -> LabelStatistics | None:
+    def _derive(self, buffers: _Buffers) -> LabelStatistics | None:
         """The statistics of the buffers; the same object as before where the values are the same."""
         snapshot = self._snapshot
-        counts = _local(counts)
+        counts = _local(buffers.counts)
         comparable = snapshot is not None and (snapshot.device, snapshot.shape) == (counts.device, counts.shape)
-        if comparable and bool(self._same_values(counts, num_samples)):
+        if comparable and bool(self._same_values(buffers)):
             return self._derived
-        return LabelStatistics.from_counts(counts, int(_local(num_samples)), degenerate="ignore")
+        num_samples, bits = (int(_local(number)) for number in buffers[1:])
+        (mu,) = struct.unpack("<d", struct.pack("<q", bits))
+        return LabelStatistics.from_counts(counts, num_samples, mu=None if math.isnan(mu) else mu, degenerate="ignore")
 
-    def _same_values(self, counts: Tensor, num_samples: Tensor) -> Tensor:
+    def _same_values(self, buffers: _Buffers) -> Tensor:
         """bool [], whether the buffers hold the values that were last seen; without waiting for their device."""
         assert self._derived is not None and self._snapshot is not None
-        return _local(counts).eq(self._snapshot).all() & _local(num_samples).eq(self._derived.num_samples)
+        num_samples, bits = self._values
+        same = _local(buffers.counts).eq(self._snapshot).all() & _local(buffers.num_samples).eq(num_samples)
+        return same & _local(buffers.mu_bits).eq(bits)
 
     def _remember(self, statistics: LabelStatistics | None) -> None:
         """Takes ``statistics`` as those of the buffers, and makes the constants of the loss.
 
         They are made here, because the next call may be traced or captured in a CUDA graph.
         """
-        counts, num_samples = self.counts, self.num_samples
+        buffers = self._statistics_buffers()
         if statistics is not self._derived:
             self._derived, self._snapshot = statistics, None
+            self._values = (0, 0) if statistics is None else _numbers(statistics)
         self._seen = None
-        if statistics is None or counts is None or num_samples is None or not _has_values(counts):
+        if statistics is None or buffers is None or not _has_values(buffers.counts):
             return
-        if self._snapshot is None or self._snapshot.device != counts.device:
-            self._snapshot = statistics.counts.to(counts.device)
+        device = buffers.counts.device
+        if self._snapshot is None or self._snapshot.device != device:
+            self._snapshot = statistics.counts.to(device)
         # An inference tensor has no version, so its values are compared at each call.
-        if not (counts.is_inference() or num_samples.is_inference()):
-            self._seen = counts, num_samples, _marks(counts, num_samples)
-        label_constants(statistics, self.spec, torch.float32, counts.device)
+        if not any(buffer.is_inference() for buffer in buffers):
+            self._seen = buffers, _marks(*buffers)
+        label_constants(statistics, self.spec, torch.float32, device)
+        if statistics.mu is not None:
+            resolved(self.spec, statistics)
 
     def _apply(self, fn: Any, recurse: bool = True) -> StatisticsModule:
         statistics = self.statistics
@@ -154,10 +183,15 @@ class StatisticsModule(nn.Module):
             # The buffers may hold no counts, as those of a broken file.
             before = self.statistics
         failures = len(errors)
+        _add_mu(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         try:
             # The constants are made now, and counts that are none are reported here.
-            _ = self.statistics
+            loaded = self.statistics
+            if loaded is not None and before is not None and loaded.mu is None and _same_counts(loaded, before):
+                loaded = self.statistics = before
+            if loaded is not None:
+                check_statistics(loaded, self.spec)
         except (TypeError, ValueError) as error:
             if len(errors) == failures:
                 errors.append(f"{prefix}{error}")
@@ -171,9 +205,45 @@ class StatisticsModule(nn.Module):
         # A copy has other buffers.
         return {**self.__dict__, "_seen": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # An earlier version had no such buffer.
+        num_samples = self._buffers.get("num_samples")
+        if "mu_bits" not in self._buffers:
+            self._buffers["mu_bits"] = None if num_samples is None else torch.full_like(num_samples, _bits(None))
 
-def _marks(one: Tensor, other: Tensor) -> tuple[int, ...]:
-    return one._version, other._version, one.data_ptr(), other.data_ptr()
+
+class _Buffers(NamedTuple):
+    """counts: [C]. num_samples, mu_bits: no dimensions. All int64."""
+
+    counts: Tensor
+    num_samples: Tensor
+    mu_bits: Tensor
+
+
+def _numbers(statistics: LabelStatistics) -> tuple[int, int]:
+    """The values of the buffers ``num_samples`` and ``mu_bits``."""
+    return statistics.num_samples, _bits(statistics.mu)
+
+
+def _bits(mu: float | None) -> int:
+    (bits,) = struct.unpack("<q", struct.pack("<d", math.nan if mu is None else mu))
+    return int(bits)
+
+
+def _add_mu(state_dict: dict[str, Any], prefix: str) -> None:
+    """Adds a ``mu_bits`` for none to the state dict of an earlier version."""
+    num_samples = state_dict.get(f"{prefix}num_samples")
+    if isinstance(num_samples, Tensor) and f"{prefix}mu_bits" not in state_dict:
+        state_dict[f"{prefix}mu_bits"] = torch.full_like(num_samples, _bits(None), dtype=torch.int64)
+
+
+def _same_counts(one: LabelStatistics, other: LabelStatistics) -> bool:
+    return one.num_samples == other.num_samples and torch.equal(one.counts, other.counts)
+
+
+def _marks(one: Tensor, two: Tensor, three: Tensor) -> tuple[int, ...]:
+    return one._version, two._version, three._version, one.data_ptr(), two.data_ptr(), three.data_ptr()
 
 
 def _local(tensor: Tensor) -> Tensor:

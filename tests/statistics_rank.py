@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fused_balanced_loss import DistributionBalancedLoss, LabelStatistics, LinearBalancedLoss, LossSpec
 
-FIRST = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100)
-SECOND = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200)
+FIRST = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100, mu=0.9)
+SECOND = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200, mu=0.3)
 N, D, C = 6, 5, 7
 
 

@@ -16,7 +16,7 @@ from fused_balanced_loss.classifier.functional import linear_balanced_loss
 pytestmark = pytest.mark.slow
 
 HERE = tuple(name for name in IMPLS if name not in ("triton", "compile"))
-SPECS = {name: LossSpec.preset(name) for name in ("BCE", "DB", "CB-NTR", "ASL")}
+SPECS = {name: LossSpec.preset(name, corpus="reuters") for name in ("BCE", "DB", "CB-NTR", "ASL")}
 TARGETS = (torch.bool, torch.uint8, torch.int8, torch.int64, torch.float32, torch.bfloat16, torch.float64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 N, D = 4, 6

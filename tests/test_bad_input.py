@@ -18,8 +18,8 @@ from fused_balanced_loss import (
 )
 
 N, C = 4, 3
-STATISTICS = LabelStatistics.from_counts([1, 30, 70], 100)
-DB = LossSpec.preset("DB")
+STATISTICS = LabelStatistics.from_counts([1, 30, 70], 100, mu=0.9)
+DB = LossSpec.preset("DB", corpus="reuters")
 LOGITS = torch.randn(N, C, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.uint8)
 SPARSE = SparseTargets.from_dense(TARGETS)
@@ -217,7 +217,9 @@ def test_target_values_are_refused(value, dtype, impl, reduction, gradient):
         call(logits, changed(value, dtype), reduction=reduction, impl=impl)
 
 
-@pytest.mark.parametrize("spec", [LossSpec.preset(name) for name in ("BCE", "FL", "CB", "R-FL", "NTR-FL", "DB", "ASL")])
+@pytest.mark.parametrize(
+    "spec", [LossSpec.preset(name, corpus="reuters") for name in ("BCE", "FL", "CB", "R-FL", "NTR-FL", "DB", "ASL")]
+)
 @pytest.mark.parametrize("logit", [0.0, 40.0, -40.0, math.inf, -math.inf, 1e30, -1e30])
 @pytest.mark.parametrize("value", [2, 0.5, -1, math.nan])
 @pytest.mark.parametrize("impl", ["auto", "reference"])

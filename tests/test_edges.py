@@ -13,7 +13,7 @@ from test_losses import FORMS, IMPLS, KERNELS, loss_and_gradient, problem
 from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
 from fused_balanced_loss.spec import PAPER_LOSSES
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
@@ -52,7 +52,7 @@ def test_extreme_logits(dtype, name, impl, device):
     logits = torch.tensor([values, values], dtype=dtype)
     targets = torch.stack([torch.ones(8), torch.zeros(8)]).bool()
     statistics = LabelStatistics.from_counts([10] * 8, 100)
-    spec = LossSpec.preset(name)
+    spec = LossSpec.preset(name, corpus="reuters")
     loss, gradient = loss_and_gradient(logits, targets, statistics, spec, device, reduction="none", impl=impl)
     assert not torch.isnan(loss).any()
     assert torch.isfinite(gradient).all()
@@ -93,7 +93,7 @@ def test_nan_logit_shows(reduction, impl, device):
 def test_row_without_labels_is_weighed_alpha_plus_one(impl, device):
     logits, targets, statistics = problem(2, 9, torch.float64)
     targets[0] = False
-    spec = LossSpec(weighting="rebalanced")
+    spec = LossSpec(weighting="rebalanced", mu=0.9)
     loss, _ = loss_and_gradient(logits, targets, statistics, spec, device, reduction="none", impl=impl)
     torch.testing.assert_close(loss[0], 1.1 * torch.nn.functional.softplus(logits[0]), rtol=1e-12, atol=0)
 
@@ -304,7 +304,7 @@ def test_a_masked_element_may_be_anything(odd, impl, device):
 @pytest.mark.parametrize("name", ["NTR-FL", "DB", "ASL"])
 def test_the_default_dtype_does_not_matter(name, default):
     logits, targets, statistics = problem(3, 60)
-    spec, cpu = LossSpec.preset(name), torch.device("cpu")
+    spec, cpu = LossSpec.preset(name, corpus="reuters"), torch.device("cpu")
     expected = loss_and_gradient(logits, targets, statistics, spec, cpu)
     torch.set_default_dtype(default)
     try:
@@ -335,7 +335,7 @@ def test_ids_that_nobody_checked_raise_and_read_no_other_memory(weighting, name,
     logits, _, statistics = problem(2, 300)
     crow, col = (torch.tensor(part, device=device) for part in BAD_IDS[name])
     targets = SparseTargets(crow, col, 300, check=False)
-    spec = LossSpec.preset(weighting)
+    spec = LossSpec.preset(weighting, corpus="reuters")
     if impl == "triton" and weighting == "FL":
         # Nothing of the row is NaN without a rebalanced weight, and so nobody looks.
         balanced_loss(logits.to(device), targets, spec, statistics, impl=impl)

@@ -18,6 +18,7 @@ from fused_balanced_loss import LabelStatistics, SparseTargets
 
 IDS = [[0, 2], [], [2, 3, 5], [5], [0, 1, 2, 3], [2], [3], []]
 COUNTS = [2, 1, 4, 3, 0, 2]
+MU = LabelStatistics.from_counts(COUNTS, 8, degenerate="ignore").suggest_mu(IDS)
 DENSE = torch.tensor([[int(label in row) for label in range(6)] for row in IDS], dtype=torch.uint8)
 
 counts_and_size = st.integers(2, 10**6).flatmap(
@@ -25,8 +26,8 @@ counts_and_size = st.integers(2, 10**6).flatmap(
 )
 
 
-def quiet(counts, num_samples):
-    return LabelStatistics.from_counts(counts, num_samples, degenerate="ignore")
+def quiet(counts, num_samples, mu=None):
+    return LabelStatistics.from_counts(counts, num_samples, mu=mu, degenerate="ignore")
 
 
 @pytest.mark.parametrize(
@@ -86,18 +87,18 @@ def test_num_samples_becomes_an_int(num_samples):
 )
 def test_from_targets_counts_alike_in_every_form(targets):
     statistics = LabelStatistics.from_targets(targets, 6, degenerate="ignore")
-    assert statistics == quiet(COUNTS, 8)
+    assert statistics == quiet(COUNTS, 8, mu=MU)
 
 
 def test_from_targets_takes_a_generator_of_label_ids():
-    assert LabelStatistics.from_targets((row for row in IDS), 6, degenerate="ignore") == quiet(COUNTS, 8)
+    assert LabelStatistics.from_targets((row for row in IDS), 6, degenerate="ignore") == quiet(COUNTS, 8, mu=MU)
 
 
 @pytest.mark.parametrize(
     "targets", [DENSE, DENSE.numpy(), pd.DataFrame(DENSE.numpy()), csr_array(DENSE.numpy()), DENSE.to_sparse_csr()]
 )
 def test_from_targets_needs_num_labels_only_for_ids(targets):
-    assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8)
+    assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8, mu=MU)
 
 
 def test_multi_hot_lists_of_two_labels_are_refused():
@@ -111,7 +112,7 @@ def test_from_targets_of_a_multi_label_binarizer():
     binarizer = pytest.importorskip("sklearn.preprocessing").MultiLabelBinarizer(classes=range(6))
     targets = binarizer.fit_transform(IDS)
     assert targets.dtype == np.int64
-    assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8)
+    assert LabelStatistics.from_targets(targets, degenerate="ignore") == quiet(COUNTS, 8, mu=MU)
 
 
 def test_from_targets_without_num_labels_rejects_ids():
@@ -236,6 +237,27 @@ def test_suggest_mu_against_a_literal_loop(form):
     mu = statistics.suggest_mu(form(targets))
     assert type(mu) is float
     assert mu == pytest.approx(literal_mu(ids, statistics.counts.tolist()), rel=1e-12)
+    assert mu == statistics.mu
+
+
+def test_mu_in_exact_fractions():
+    # The twelve shares are those of six samples with a label; the middle two are 1/3 and 6/13.
+    expected = (6 / 12 + (1 / 3 + 6 / 13) / 2) / 2
+    assert abs(MU - expected) < 1e-15
+
+
+def test_targets_without_a_label_have_no_mu():
+    assert LabelStatistics.from_targets([[], []], 3, degenerate="ignore").mu is None
+    assert quiet(COUNTS, 8).mu is None
+
+
+@pytest.mark.parametrize(
+    ("mu", "error"),
+    [(math.nan, ValueError), (math.inf, ValueError), (10**400, ValueError), ("0.5", TypeError), (True, TypeError)],
+)
+def test_mu_is_a_finite_number(mu, error):
+    with pytest.raises(error, match=r"^mu: expected a (finite )?number, got"):
+        quiet(COUNTS, 8, mu=mu)
 
 
 def test_suggest_mu_takes_the_mean_of_the_middle_two_for_an_even_number():
@@ -297,14 +319,20 @@ def test_frequency_groups_take_the_integers_of_numpy():
     assert [mask.tolist() for mask in groups] == [[True, False, False], [False, False, True], [False, True, False]]
 
 
+@pytest.mark.parametrize("mu", [None, 1 / 3, -0.0])
 @pytest.mark.parametrize("name", ["counts.npz", "counts", "counts.dat"])
-def test_save_and_load_round_trip(tmp_path, name):
-    statistics = quiet(COUNTS, 8)
+def test_save_and_load_round_trip(tmp_path, name, mu):
+    statistics = quiet(COUNTS, 8, mu)
     statistics.save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert LabelStatistics.load(str(tmp_path / name)) == statistics
+
+
+def test_a_file_of_an_earlier_version_has_no_mu(tmp_path):
+    np.savez(tmp_path / "old.npz", counts=np.array(COUNTS), num_samples=np.int64(8))
+    assert LabelStatistics.load(tmp_path / "old.npz") == quiet(COUNTS, 8)
 
 
 def write_npy(path):
@@ -342,6 +370,8 @@ def write_damaged(path):
         write_npz(counts=np.array([1, None]), num_samples=np.int64(3)),
         write_npz(counts=np.array([1, 2]), num_samples=np.array([3, 4])),
         write_npz(counts=np.array([1, 2]), num_samples=np.array("x")),
+        write_npz(counts=np.array([1, 2]), num_samples=np.int64(3), mu=np.float64(np.nan)),
+        write_npz(counts=np.array([1, 2]), num_samples=np.int64(3), mu=np.array([0.5])),
         write_truncated,
         write_damaged,
     ],
@@ -357,6 +387,8 @@ def write_damaged(path):
         "objects",
         "two-sizes",
         "text-size",
+        "no-mu",
+        "array-mu",
         "truncated",
         "damaged",
     ],
@@ -375,7 +407,7 @@ def test_load_of_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_are_equal_and_usable(duplicate):
-    statistics = quiet(COUNTS, 8)
+    statistics = quiet(COUNTS, 8, mu=1 / 3)
     statistics.cache["key"] = "value"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -392,5 +424,8 @@ def test_equality():
     assert statistics != LabelStatistics.from_counts([2, 1], 4)
     assert statistics != LabelStatistics.from_counts([1, 2], 5)
     assert statistics != LabelStatistics.from_counts([1, 2, 3], 4)
+    assert statistics != LabelStatistics.from_counts([1, 2], 4, mu=0.5)
+    assert LabelStatistics.from_counts([1, 2], 4, mu=1) == LabelStatistics.from_counts([1, 2], 4, mu=np.float32(1))
     assert statistics != "statistics"
     assert repr(statistics) == "LabelStatistics(num_labels=2, num_samples=4)"
+    assert repr(LabelStatistics.from_counts([1, 2], 4, mu=0.5)).endswith("num_samples=4, mu=0.5)")

@@ -61,7 +61,7 @@ def test_equals_the_equations_in_float64(impl, name, corpus, convention, device)
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_error_is_at_most_twice_that_of_plain_torch(impl, name, dtype, device):
     logits, targets, statistics = problem(dtype=dtype, scale=6.0, seed=1)
-    spec = LossSpec.preset(name, convention="authors")
+    spec = LossSpec.preset(name, convention="authors", corpus="reuters")
     expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
     plain_loss, plain_gradient = plain(logits.float(), targets, statistics, spec)
     for form in ("uint8", "csr"):
@@ -81,13 +81,13 @@ def test_error_is_at_most_twice_that_of_plain_torch(impl, name, dtype, device):
 
 EXTRAS = {
     "asl": LossSpec.preset("ASL"),
-    "gamma 0.5": LossSpec(gamma=0.5, weighting="rebalanced", kappa=0.05, lam=2),
+    "gamma 0.5": LossSpec(gamma=0.5, weighting="rebalanced", mu=0.9, kappa=0.05, lam=2),
     "gamma 3.3": LossSpec(gamma=3.3),
     "gamma 1": LossSpec(gamma=1, lam=0.7),
     "gamma 0 and 2": LossSpec(gamma=0, gamma_negative=2),
     "margin without focus": LossSpec(probability_margin=0.2),
     "steep": LossSpec(gamma=2, weighting="rebalanced", beta=200, mu=0.9),
-    "flat": LossSpec(gamma=2, weighting="rebalanced", beta=1e-6, alpha=0.0),
+    "flat": LossSpec(gamma=2, weighting="rebalanced", beta=1e-6, mu=0.9, alpha=0.0),
 }
 
 
@@ -142,7 +142,7 @@ def test_weights_by_label_and_pooled(impl, pooling, weighting, device):
 @pytest.mark.parametrize("by_element", [False, True])
 def test_sample_weight_and_label_mask(by_element, gradient_mode, impl, device):
     logits, targets, statistics = problem(dtype=torch.float64, seed=4)
-    spec = LossSpec.preset("DB")
+    spec = LossSpec.preset("DB", corpus="reuters")
     weight = torch.rand(len(logits))
     mask = torch.rand(logits.shape if by_element else logits.shape[1:]) < 0.7
     z = logits.masked_fill(~mask, float("inf")).to(device).requires_grad_()
@@ -177,7 +177,7 @@ def test_published_experiments(impl, corpus, name, golden, device):
 def test_gradcheck(gradient_mode, impl, name, device):
     logits, targets, statistics = problem(3, 5, torch.float64, scale=1.0)
     # Away from the corner that the probability margin has.
-    spec = LossSpec.preset(name)
+    spec = LossSpec.preset(name, corpus="reuters")
     targets = targets.to(device)
     for reduction in ("mean", "none"):
         assert torch.autograd.gradcheck(
@@ -194,7 +194,7 @@ def test_gradcheck(gradient_mode, impl, name, device):
 @pytest.mark.parametrize("masked", [False, True])
 def test_batchmean_sums_over_the_labels_and_averages_over_the_samples(masked, form, impl, device):
     logits, targets, statistics = problem(dtype=torch.float64)
-    spec = LossSpec.preset("DB")
+    spec = LossSpec.preset("DB", corpus="reuters")
     options = {"label_mask": (torch.arange(targets.shape[1]) % 3 > 0).to(device)} if masked else {}
     expected, gradient = (
         loss_and_gradient(logits, FORMS[form](targets), statistics, spec, device, impl="reference", **options, **how)

@@ -8,7 +8,7 @@ from test_losses import IMPLS, loss_and_gradient, problem
 
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 UNKNOWN = [-1.0, -100.0, math.nan, 0.5, 2.0]
 
 

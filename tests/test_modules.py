@@ -8,13 +8,14 @@ from torch import nn
 import fused_balanced_loss as fbl
 from fused_balanced_loss import BalancedLoss, DistributionBalancedLoss, LabelStatistics, LossSpec, SparseTargets
 
-STATISTICS = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100)
-OTHER = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200)
+STATISTICS = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100, mu=0.9)
+OTHER = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200, mu=0.3)
 N, C = 6, 7
 
 # module, settings, the spec they stand for
 NAMED = [
     ("DistributionBalancedLoss", {}, LossSpec.preset("DB")),
+    ("DistributionBalancedLoss", {"mu": 0.9}, LossSpec.preset("DB", corpus="reuters")),
     ("DistributionBalancedLoss", {"mu": 0.05}, LossSpec.preset("DB", corpus="pubmed")),
     ("DistributionBalancedLoss", {"gamma": 0}, LossSpec.preset("DB-0FL")),
     (
@@ -268,7 +269,7 @@ def test_extra_repr():
         "mu=0.05",
         "kappa=0.05",
         "lam=2.0",
-        "statistics=LabelStatistics(num_labels=7, num_samples=100)",
+        "statistics=LabelStatistics(num_labels=7, num_samples=100, mu=0.9)",
         "reduction='sum'",
         "impl='auto'",
     ):

@@ -34,6 +34,7 @@ AUTHORS = {
     "DB": {"reuters": (0.5, 0.5), "pubmed": (0.5, 0.5)},
 }
 MU = {"reuters": 0.9, "pubmed": 0.05}
+OPTIONAL = ("gamma_negative", "mu")
 NUMBERS = [field.name for field in dataclasses.fields(LossSpec) if field.name not in ("weighting", "pooling")]
 
 
@@ -54,9 +55,19 @@ def test_presets_have_the_settings_of_the_tables(name, corpus, convention):
         assert (spec.alpha, spec.beta, spec.mu) == (0.1, 10, MU[corpus])
 
 
-def test_preset_is_reuters_in_the_papers_convention_unless_told():
+def test_preset_without_corpus_has_no_mu_and_the_papers_convention():
     for name in PAPER:
-        assert LossSpec.preset(name) == LossSpec.preset(name, corpus="reuters", convention="paper")
+        assert LossSpec.preset(name) == LossSpec.preset(name, corpus="reuters", convention="paper").replace(mu=None)
+        assert LossSpec.preset(name).needs_mu == (PAPER[name][1] == "rebalanced")
+
+
+def test_factors_that_differ_between_the_corpora_need_one():
+    for name in ("CB", "NTR-FL"):
+        with pytest.raises(ValueError, match=rf"^corpus: expected 'reuters' or 'pubmed' .* of {name} differ"):
+            LossSpec.preset(name, convention="authors")
+    for name in ("BCE", "FL", "R-FL", "DB-0FL", "CB-NTR", "DB"):
+        authors = LossSpec.preset(name, convention="authors")
+        assert authors == LossSpec.preset(name, corpus="pubmed", convention="authors").replace(mu=None)
 
 
 @pytest.mark.parametrize("corpus", ["reuters", "pubmed"])
@@ -84,7 +95,7 @@ def test_the_conventions_differ_by_their_factors_alone(name, corpus):
 
 
 def test_a_plain_spec_is_binary_cross_entropy():
-    assert LossSpec() == LossSpec.preset("BCE").replace(mu=LossSpec().mu)
+    assert LossSpec() == LossSpec.preset("BCE")
     assert not LossSpec().needs_statistics
 
 
@@ -97,7 +108,8 @@ def test_frozen_and_hashable():
     same = LossSpec.preset("DB")
     assert spec == same
     assert hash(spec) == hash(same)
-    assert len({LossSpec.preset(name, convention=c) for name in PAPER for c in ("paper", "authors")}) == 15
+    specs = {LossSpec.preset(name, corpus="reuters", convention=c) for name in PAPER for c in ("paper", "authors")}
+    assert len(specs) == 15
     assert spec == copy.deepcopy(spec) == pickle.loads(pickle.dumps(spec))
 
 
@@ -106,7 +118,7 @@ def test_integers_and_floats_make_the_same_spec():
     assert spec == LossSpec(gamma=2.0, lam=2.0)
     assert hash(spec) == hash(LossSpec(gamma=2.0, lam=2.0))
     assert repr(spec) == repr(LossSpec(gamma=2.0, lam=2.0))
-    assert all(type(getattr(spec, name)) is float for name in NUMBERS if name != "gamma_negative")
+    assert all(type(getattr(spec, name)) is float for name in NUMBERS if name not in OPTIONAL)
 
 
 def test_replace():
@@ -176,7 +188,7 @@ def test_numbers_must_be_numbers(name, value):
         LossSpec(**{name: value})
 
 
-@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "gamma_negative"])
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name not in OPTIONAL])
 def test_none_is_no_number(name):
     with pytest.raises(TypeError, match=rf"^{name}: expected a number, got NoneType"):
         LossSpec(**{name: None})

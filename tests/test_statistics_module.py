@@ -14,16 +14,31 @@ from agreement import assert_same_but_for_rounding
 from torch import nn
 
 import fused_balanced_loss as fbl
-from fused_balanced_loss import BalancedLoss, DistributionBalancedLoss, LabelStatistics, LossSpec
+from fused_balanced_loss import (
+    BalancedLoss,
+    DistributionBalancedLoss,
+    LabelStatistics,
+    LinearBalancedLoss,
+    LossSpec,
+)
 
-STATISTICS = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100)
-OTHER = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200)
+STATISTICS = LabelStatistics.from_counts([1, 30, 4, 70, 11, 2, 55], 100, mu=0.9)
+OTHER = LabelStatistics.from_counts([90, 3, 60, 5, 2, 150, 12], 200, mu=0.3)
 N, C = 6, 7
 NAMES = sorted(
     name
     for name in fbl.__all__
     if name.endswith("Loss") and name not in ("FocalLoss", "BalancedLoss", "LinearBalancedLoss")
 )
+
+
+def other_buffers():
+    return DistributionBalancedLoss(OTHER).state_dict()
+
+
+def change_in_place(module):
+    for name, value in other_buffers().items():
+        getattr(module, name).copy_(value)
 
 
 def batch(*shape, dtype=torch.float32, requires_grad=False, seed=0):
@@ -41,10 +56,11 @@ def value_and_gradient(loss, *arguments, logits, **options):
 
 def test_state_dict_carries_the_counts():
     state = DistributionBalancedLoss(STATISTICS).state_dict()
-    assert set(state) == {"counts", "num_samples"}
+    assert set(state) == {"counts", "num_samples", "mu_bits"}
     assert torch.equal(state["counts"], STATISTICS.counts)
     assert state["counts"].dtype == state["num_samples"].dtype == torch.int64
     assert state["num_samples"].item() == 100
+    assert state["mu_bits"].view(torch.float64).item() == 0.9
     assert state["counts"].data_ptr() != STATISTICS.counts.data_ptr()
 
 
@@ -76,7 +92,7 @@ def test_loading_works_as_part_of_a_model():
 
 def test_loading_degenerate_counts_does_not_warn_again():
     with pytest.warns(UserWarning, match="counts: 1 of 7"):
-        degenerate = LabelStatistics.from_counts([0, 30, 4, 70, 11, 2, 55], 100)
+        degenerate = LabelStatistics.from_counts([0, 30, 4, 70, 11, 2, 55], 100, mu=0.9)
     module = DistributionBalancedLoss(STATISTICS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -86,7 +102,7 @@ def test_loading_degenerate_counts_does_not_warn_again():
 
 def test_loading_another_number_of_labels_fails_and_changes_nothing():
     module = DistributionBalancedLoss(STATISTICS)
-    other = DistributionBalancedLoss(LabelStatistics.from_counts([1, 2], 4))
+    other = DistributionBalancedLoss(LabelStatistics.from_counts([1, 2], 4, mu=0.9))
     with pytest.raises(RuntimeError, match="size mismatch for counts"):
         module.load_state_dict(other.state_dict())
     assert module.statistics.counts.tolist() == STATISTICS.counts.tolist()
@@ -104,7 +120,7 @@ def test_loading_another_number_of_labels_fails_and_changes_nothing():
 )
 def test_conversion_of_the_model_leaves_counts_and_result_alone(convert):
     # 2049 and 100001 do not exist in half precision.
-    statistics = LabelStatistics.from_counts([2049, 99999, 257, 70, 11, 2, 50001], 100001)
+    statistics = LabelStatistics.from_counts([2049, 99999, 257, 70, 11, 2, 50001], 100001, mu=1 / 3)
     module = DistributionBalancedLoss(statistics)
     logits, targets = batch()
     before = value_and_gradient(module, targets, logits=logits)
@@ -113,6 +129,7 @@ def test_conversion_of_the_model_leaves_counts_and_result_alone(convert):
     assert module.counts.tolist() == statistics.counts.tolist()
     assert module.num_samples.item() == 100001
     assert module.counts.dtype == module.num_samples.dtype == torch.int64
+    assert module.statistics.mu == 1 / 3 and module.state_dict()["mu_bits"].view(torch.float64).item() == 1 / 3
     after = value_and_gradient(module, targets, logits=logits)
     assert_same_but_for_rounding(before, after)
     assert module.state_dict()["counts"].dtype == torch.int64
@@ -193,12 +210,9 @@ def test_functional_call_takes_the_buffers_that_it_is_given():
     "change",
     [
         lambda module: setattr(module, "statistics", OTHER),
-        lambda module: (module.counts.copy_(OTHER.counts), module.num_samples.fill_(200)),
-        lambda module: (
-            setattr(module, "counts", OTHER.counts.clone()),
-            setattr(module, "num_samples", torch.tensor(200)),
-        ),
-        lambda module: (setattr(module.counts, "data", OTHER.counts.clone()), module.num_samples.fill_(200)),
+        lambda module: change_in_place(module),
+        lambda module: [setattr(module, name, value.clone()) for name, value in other_buffers().items()],
+        lambda module: [setattr(getattr(module, name), "data", value) for name, value in other_buffers().items()],
         lambda module: module.load_state_dict(DistributionBalancedLoss(OTHER).state_dict(), assign=True),
     ],
     ids=["setter", "in-place", "buffers", "data", "assign"],
@@ -241,7 +255,7 @@ def test_unchanged_buffers_give_the_same_statistics_without_a_look_at_their_valu
 def test_the_setter_refuses_what_does_not_fit():
     module = DistributionBalancedLoss(STATISTICS)
     with pytest.raises(ValueError, match=r"^statistics: expected 7 labels, got 2"):
-        module.statistics = LabelStatistics.from_counts([1, 2], 4)
+        module.statistics = LabelStatistics.from_counts([1, 2], 4, mu=0.9)
     with pytest.raises(ValueError, match=r"^statistics: expected LabelStatistics, which .*; got None"):
         module.statistics = None
     with pytest.raises(TypeError, match=r"^statistics: expected LabelStatistics, got Tensor"):
@@ -258,6 +272,92 @@ def test_the_setter_of_a_loss_that_needs_no_statistics():
     assert module.state_dict() == {}
 
 
+def without_mu(module, prefix=""):
+    """The state dict of an earlier version."""
+    return {prefix + name: value.clone() for name, value in module.state_dict().items() if name != "mu_bits"}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_state_of_an_earlier_version_has_no_mu(nested, assign):
+    module = DistributionBalancedLoss(STATISTICS)
+    holder = nn.ModuleDict({"loss": module}) if nested else module
+    prefix = "loss." if nested else ""
+    state = without_mu(DistributionBalancedLoss(STATISTICS), prefix)
+    names = set(state)
+    holder.load_state_dict(state, strict=True, assign=assign)
+    assert module.statistics == STATISTICS and set(state) == names
+    # The mu of other counts is not known.
+    with pytest.raises(RuntimeError, match=r"mu: expected a number, .*these statistics have none.*from_targets"):
+        holder.load_state_dict(without_mu(DistributionBalancedLoss(OTHER), prefix), assign=assign)
+    assert module.statistics == STATISTICS
+    given = DistributionBalancedLoss(STATISTICS, mu=0.9)
+    given.load_state_dict(without_mu(DistributionBalancedLoss(OTHER)), assign=assign)
+    assert given.statistics == LabelStatistics.from_counts(OTHER.counts, 200)
+
+
+def test_an_object_of_an_earlier_version_has_no_mu():
+    module = DistributionBalancedLoss(STATISTICS, mu=0.9)
+    before = module(*batch())
+    state = module.__getstate__()
+    state["_buffers"] = {name: value for name, value in state["_buffers"].items() if name != "mu_bits"}
+    old = DistributionBalancedLoss.__new__(DistributionBalancedLoss)
+    old.__setstate__(state)
+    assert old.statistics.mu is None
+    assert_same_but_for_rounding(old(*batch()), before)
+
+
+@pytest.mark.parametrize("impl", ["auto", "eager", "reference"])
+def test_mu_comes_from_the_statistics(impl):
+    logits, targets = batch()
+    module = DistributionBalancedLoss(STATISTICS, impl=impl)
+    for statistics in (STATISTICS, OTHER):
+        module.statistics = statistics
+        given = DistributionBalancedLoss(statistics, mu=statistics.mu, impl=impl)
+        assert_same_but_for_rounding(
+            value_and_gradient(module, targets, logits=logits), value_and_gradient(given, targets, logits=logits)
+        )
+
+
+def test_the_spec_with_a_number_is_one_object():
+    """By it the backends find what they have kept."""
+    from fused_balanced_loss.backends.constants import resolved
+
+    spec, statistics = LossSpec.preset("DB"), copy.copy(STATISTICS)
+    kept = resolved(spec, statistics)
+    assert kept == spec.replace(mu=0.9)
+    assert resolved(spec, statistics) is kept and resolved(LossSpec.preset("DB"), statistics) is kept
+    given, plain = spec.replace(mu=0.3), LossSpec.preset("FL")
+    assert resolved(given, statistics) is given and resolved(plain, None) is plain
+
+
+def test_statistics_without_mu_are_refused_where_the_loss_needs_it():
+    counts = LabelStatistics.from_counts(STATISTICS.counts, 100)
+    message = r"^mu: expected a number, as .*from_targets.*, give mu=, or take .* corpus='reuters' or 'pubmed'"
+    with pytest.raises(ValueError, match=message):
+        DistributionBalancedLoss(counts)
+    with pytest.raises(ValueError, match=message):
+        fbl.balanced_loss(*batch(), LossSpec.preset("R-FL"), counts)
+    with pytest.raises(ValueError, match=message):
+        LinearBalancedLoss(LossSpec.preset("DB-0FL"), counts, 3)
+    module = DistributionBalancedLoss(STATISTICS)
+    with pytest.raises(ValueError, match=message):
+        module.statistics = counts
+    assert module.statistics == STATISTICS
+    for spec in (LossSpec.preset("DB", corpus="pubmed"), LossSpec.preset("CB-NTR"), LossSpec.preset("FL")):
+        BalancedLoss(spec, counts)(*batch())
+
+
+def test_the_fused_classifier_takes_mu_from_the_statistics():
+    features, (_, targets) = torch.randn(N, 5, generator=torch.Generator().manual_seed(3)), batch()
+    losses = []
+    for mu in (None, 0.9):
+        torch.manual_seed(0)
+        head = LinearBalancedLoss(LossSpec.preset("DB").replace(mu=mu), STATISTICS, 5)
+        losses.append(head(features, targets).detach())
+    assert_same_but_for_rounding(*losses)
+
+
 def test_buffers_that_are_no_counts_are_refused():
     module = DistributionBalancedLoss(STATISTICS)
     module.counts.fill_(-3)
@@ -270,6 +370,7 @@ def test_buffers_that_are_no_counts_are_refused():
 def test_a_state_that_is_refused_changes_nothing(counts, assign):
     module = nn.ModuleDict({"loss": DistributionBalancedLoss(STATISTICS)})
     state = {"loss.counts": torch.tensor(counts), "loss.num_samples": torch.tensor(200)}
+    state["loss.mu_bits"] = other_buffers()["mu_bits"]
     with pytest.raises(RuntimeError, match=r"loss\.counts"):
         module.load_state_dict(state, assign=assign)
     assert module["loss"].statistics == STATISTICS
@@ -296,7 +397,7 @@ def test_a_module_on_the_meta_device(assign):
 
 def test_to_empty_keeps_counts_that_were_changed_in_place():
     module = DistributionBalancedLoss(STATISTICS)
-    module.counts.copy_(OTHER.counts), module.num_samples.fill_(200)
+    change_in_place(module)
     module.to_empty(device="cpu")
     assert module.counts.tolist() == OTHER.counts.tolist() and module.statistics == OTHER
 
@@ -304,10 +405,10 @@ def test_to_empty_keeps_counts_that_were_changed_in_place():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, saved_and_loaded])
 def test_copies_take_what_the_buffers_hold(duplicate):
     module = DistributionBalancedLoss(STATISTICS)
-    module.counts.copy_(OTHER.counts), module.num_samples.fill_(200)
+    change_in_place(module)
     other = duplicate(module)
     assert other.statistics == OTHER
-    other.counts.copy_(STATISTICS.counts), other.num_samples.fill_(100)
+    other.load_state_dict(DistributionBalancedLoss(STATISTICS).state_dict())
     assert other.statistics == STATISTICS and module.statistics == OTHER
 
 
@@ -344,7 +445,7 @@ def test_compiled_modules_follow_their_buffers_or_raise(backend):
     torch.testing.assert_close(compiled(logits, targets), other(logits, targets))
     module.load_state_dict(DistributionBalancedLoss(STATISTICS).state_dict())
     torch.testing.assert_close(compiled(logits, targets), DistributionBalancedLoss(STATISTICS)(logits, targets))
-    module.counts.copy_(OTHER.counts), module.num_samples.fill_(200)
+    change_in_place(module)
     with pytest.raises(RuntimeError, match=r"^counts, num_samples: expected the values of the last call"):
         compiled(logits, targets)
     torch.testing.assert_close(module(logits, targets), other(logits, targets))

@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss, linear_balanced_loss
 from fused_balanced_loss.backends.constants import MOST_KEPT
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 def test_jit_trace_is_refused():

@@ -75,7 +75,7 @@ class Classifier:
             thresholds = np.atleast_1d(np.array(description["threshold"], np.float64))
             if thresholds.shape not in ((1,), (len(names),)):
                 raise ValueError(f"threshold: expected 1 or {len(names):,}, got {thresholds.size:,}")
-            statistics = LabelStatistics(counts["counts"], counts["num_samples"], degenerate="ignore")
+            statistics = LabelStatistics(**counts, degenerate="ignore")
             if statistics.num_labels != len(names):
                 raise ValueError(f"statistics: expected {len(names):,} labels, got {statistics.num_labels:,}")
             spec, made_from = LossSpec(**description["loss"]), description["made_from"]
@@ -171,7 +171,11 @@ def save_classifier(
             "label_names": list(label_names),
             "threshold": threshold,
             "loss": asdict(spec),
-            "statistics": {"counts": statistics.counts.tolist(), "num_samples": statistics.num_samples},
+            "statistics": {
+                "counts": statistics.counts.tolist(),
+                "num_samples": statistics.num_samples,
+                "mu": statistics.mu,
+            },
             "made_from": made_from,
             "files": files,
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from corpora.corpus import Corpus, CorpusError
+from corpora.corpus import Corpus, CorpusError, PaperCorpus
 from encoders.encoder import Encoder, EncoderError
 from encoders.features import tfidf_features
 from encoders.svm import SETTINGS as SVM_SETTINGS
@@ -33,6 +33,7 @@ from report.tables import corpus_table
 
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec
+from fused_balanced_loss.spec import PAPER_MU
 
 FAILED, INTERRUPTED = 1, 130
 # The fields of LossSpec in the first records; those that came later count where they are not as by default.
@@ -40,7 +41,7 @@ FIRST_FIELDS = (
     *("gamma", "gamma_negative", "probability_margin", "weighting", "pooling", "beta_cb", "alpha", "beta", "mu"),
     *("kappa", "lam", "positive_factor", "negative_factor"),
 )
-LATER_FIELDS = asdict(LossSpec())
+DEFAULTS = asdict(LossSpec())
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
 
 
@@ -53,9 +54,13 @@ def versions() -> Json:
     return found
 
 
-def loss_settings(spec: LossSpec) -> Json:
-    """All fields, but for those that the first records lack and that are as by default: so their settings stay."""
-    return {name: value for name, value in asdict(spec).items() if name in FIRST_FIELDS or value != LATER_FIELDS[name]}
+def loss_settings(spec: LossSpec, paper: PaperCorpus | None) -> Json:
+    """All fields as the first records have them, so that what was run with the same settings is not run again."""
+    settings = asdict(spec)
+    if spec.mu is None:
+        # There it stands for losses too that do not depend on it.
+        settings["mu"] = PAPER_MU[paper or "reuters"]
+    return {name: value for name, value in settings.items() if name in FIRST_FIELDS or value != DEFAULTS[name]}
 
 
 @dataclass
@@ -179,13 +184,12 @@ class Experiment:
         )
 
     @cached_property
-    def mu(self) -> float:
+    def mu(self) -> float | None:
         """Midpoint of the rebalanced weights: of a corpus of one's own the one that its training part suggests."""
         if self.options.mu is not None:
             return float(self.options.mu)
-        if self.corpus.paper is not None:
-            return LossSpec.preset("DB", corpus=self.corpus.paper).mu
-        return round(self.corpus.statistics.suggest_mu(self.corpus.train.targets), 4)
+        own = self.corpus.statistics.mu
+        return PAPER_MU[self.corpus.paper] if self.corpus.paper else own and round(own, 4)
 
     def _spec(self, method: str) -> LossSpec:
         spec = LossSpec.preset(method, corpus=self.corpus.paper or "reuters", convention=self.options.convention)
@@ -206,7 +210,7 @@ class Experiment:
             "encoder": self.encoder.name,
             **self.encoder.settings,
             "convention": self.options.convention,
-            "loss": loss_settings(self._spec(method)),
+            "loss": loss_settings(self._spec(method), self.corpus.paper),
             "thresholds": list(self.options.thresholds),
         }
 

@@ -77,7 +77,7 @@ def closed_form(
 
     weight = focal
     if inverse_frequency is not None:
-        assert row_sum is not None
+        assert row_sum is not None and spec.mu is not None
         share = inverse_frequency / row_sum[:, None]
         weight = weight * (spec.alpha + torch.sigmoid(spec.beta * (share - spec.mu)))
     for factor in (label_weight, None if row_weight is None else row_weight[:, None]):

@@ -12,7 +12,7 @@ from . import device
 from .kept import keep
 from .problem import LabelConstants
 
-# Specs, dtypes and devices whose constants one LabelStatistics keeps: a training loop uses one or two.
+# Specs, dtypes and devices for which one LabelStatistics keeps something: a training loop uses one or two.
 MOST_KEPT = 12
 # Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
 # stays in cache, on a GPU so that few operators are started.
@@ -22,6 +22,22 @@ _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 def constants_key(spec: LossSpec, dtype: torch.dtype, device: torch.device) -> tuple[object, ...]:
     """Under which the constants of the labels are kept: a mu that changes from step to step makes no new ones."""
     return spec.weighting, spec.pooling, spec.beta_cb, spec.kappa, dtype, device
+
+
+def resolved(spec: LossSpec, statistics: LabelStatistics | None) -> LossSpec:
+    """The spec with a number for ``mu`` where its loss has one.
+
+    The same object from call to call, because the backends find by it what they have kept.
+    """
+    if not spec.needs_mu:
+        return spec
+    assert statistics is not None and statistics.mu is not None
+    kept: LossSpec | None = statistics.cache.get(spec)
+    if kept is None:
+        kept = spec.replace(mu=statistics.mu)
+        if not torch.compiler.is_compiling():
+            keep(statistics.cache, spec, kept, MOST_KEPT)
+    return kept
 
 
 def label_constants(

@@ -178,8 +178,9 @@ def _kernel_of(problem: Problem) -> tuple[_Kernel, bytes]:
 
 
 def _numbers(spec: LossSpec) -> bytes:
+    rebalanced = (spec.alpha, spec.beta, spec.mu or 0.0)
     factors = (spec.lam, spec.positive_factor, spec.negative_factor)
-    return _SPEC.pack(*spec.gammas, spec.probability_margin, spec.alpha, spec.beta, spec.mu, *factors)
+    return _SPEC.pack(*spec.gammas, spec.probability_margin, *rebalanced, *factors)
 
 
 def _macros(spec: LossSpec) -> Macros:

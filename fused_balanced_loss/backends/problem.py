@@ -47,6 +47,7 @@ class Problem(NamedTuple):
         tensor of their dtype and device.
     targets: dense [N, C] (bool, integer or floating point, unit stride in the last dimension) or SparseTargets.
     row_weight: [N], contiguous, in the compute dtype; None for 1.
+    spec: with a number for ``mu`` where the weight is rebalanced.
     label_mask: bool [N, C] (rows may repeat by stride 0), or None; False leaves an element out.
     row_sum: [N] in the compute dtype, each row's sum of 1/n over its labels, where logits and targets are a chunk of
         the labels; None lets the implementation take it from the targets.
@@ -110,7 +111,8 @@ NUM_ARGUMENTS = SCHEMA.count(",") + 1
 def to_arguments(problem: Problem) -> tuple[Any, ...]:
     """Arguments by SCHEMA. Of the spec they hold the numbers; its weighting and pooling are in the tensors."""
     spec = problem.spec
-    numbers = {name: getattr(spec, name) for name in _NUMBERS} | {"gamma_negative": spec.gammas[1]}
+    defaults = {"gamma_negative": spec.gammas[1], "mu": spec.mu or 0.0}
+    numbers = {name: getattr(spec, name) for name in _NUMBERS} | defaults
     tensors = (problem.logits, *problem.target_tensors(), *problem.labels, problem.row_weight, problem.label_mask)
     return (*tensors, list(numbers.values()))
 

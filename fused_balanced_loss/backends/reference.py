@@ -97,6 +97,7 @@ def _weight(spec: LossSpec, row_weight: Tensor | None, y: Tensor, n: Tensor | No
     if n is None or spec.weighting == "none" or spec.pooling != "label":
         return w
     if spec.weighting == "rebalanced":
+        assert spec.mu is not None
         r = (1 / n) / torch.where(y, 1 / n, 0.0).sum(1, keepdim=True)
         return w * (spec.alpha + torch.sigmoid(spec.beta * (r - spec.mu)))
     if spec.weighting == "class_balanced":

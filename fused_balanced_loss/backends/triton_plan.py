@@ -38,7 +38,7 @@ def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
         spec.probability_margin,
         spec.lam,
         spec.alpha,
-        spec.beta * spec.mu,
+        spec.beta * (spec.mu or 0.0),
         spec.positive_factor,
         spec.negative_factor,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Batch, Reduction, flat_batch, flat_rows
-from ..backends.constants import label_constants, row_weight
+from ..backends.constants import label_constants, resolved, row_weight
 from ..backends.operator import mean_scale
 from ..backends.problem import Problem, compute_dtype
 from ..backends.select import Impl
@@ -133,6 +133,8 @@ def run(
 ) -> Tensor:
     """The loss of features [..., D] and of a whole classifier or a shard of one; its arguments have been checked."""
     spec, statistics, reduction, chunk_size, impl, gradient = settings
+    if spec.mu is None:
+        spec = resolved(spec, statistics)
     num_labels = len(weight) if shard is None else shard.num_labels
     flat = flat_rows(features)
     # Not len(flat): torch.export would take the number for a constant.

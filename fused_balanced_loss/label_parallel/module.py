@@ -112,7 +112,9 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
         self.first_label = sum(self._sizes[: mesh.get_local_rank()])
         seed = None if update is None else int(update.seed)
         settings = (spec, num_features, labels, bias, reduction, chunk_size, gradient, dtype, update, seed)
-        counts = b"" if statistics is None else tensor_bytes(statistics.counts) + b" %d" % statistics.num_samples
+        counts = b""
+        if statistics is not None:
+            counts = tensor_bytes(statistics.counts) + f" {statistics.num_samples} {statistics.mu!r}".encode()
         for group in self._groups:
             check_agreement({"statistics": counts, "settings": repr(settings).encode()}, group)
         own = torch.empty(self._rows, num_features, device=device, dtype=dtype)

@@ -16,7 +16,7 @@ from fused_balanced_loss.backends.problem import Problem, to_arguments
 
 pytestmark = pytest.mark.slow
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 @pytest.mark.parametrize("name", ["BCE", "DB", "CB-NTR", "ASL"])
@@ -24,7 +24,7 @@ def test_compiled_form_keeps_the_error_rule(name, device):
     logits, targets, statistics = problem(6, 37, scale=6.0, seed=5)
     logits[0, :4] = torch.tensor([float("inf"), float("-inf"), 1e4, -1e4])
     targets[0, :4] = torch.tensor([True, False, True, False])
-    spec = LossSpec.preset(name)
+    spec = LossSpec.preset(name, corpus="reuters")
     expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
     yardstick = torch.zeros_like(expected), torch.zeros_like(expected)
     if name != "ASL":

@@ -18,20 +18,20 @@ from fused_balanced_loss.backends import cpp, cpp_build
 from fused_balanced_loss.backends.constants import label_constants
 from fused_balanced_loss.backends.problem import Problem, compute_dtype
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # What a correct result of a dtype may be off by, see `assert_within_rule`; the yardstick itself is float64.
 DIGITS = {torch.float64: 2.0**-47, torch.float32: 2.0**-22, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 SPECS = {
     "BCE": LossSpec.preset("BCE"),
     "CB-NTR": LossSpec.preset("CB-NTR", convention="authors"),
-    "DB": LossSpec.preset("DB", convention="authors"),
+    "DB": LossSpec.preset("DB", convention="authors", corpus="reuters"),
     "ASL": LossSpec.preset("ASL"),
     "margin without focus": LossSpec(probability_margin=0.2),
     "margin, gamma 0.5": LossSpec(gamma=0.5, probability_margin=0.05),
     "margin, gamma 3.3, DB": DB.replace(gamma_negative=3.3, probability_margin=0.3),
     "gamma 0.3": LossSpec(gamma=0.3),
-    "gamma 1.5": LossSpec(gamma=1.5, weighting="rebalanced", kappa=0.05, lam=2),
+    "gamma 1.5": LossSpec(gamma=1.5, weighting="rebalanced", mu=0.9, kappa=0.05, lam=2),
     "gamma 7": LossSpec(gamma=7.0, lam=0.7),
     "gamma 0 and 2": LossSpec(gamma=0.0, gamma_negative=2.0),
     "gamma 2 and 0": LossSpec(gamma=2.0, gamma_negative=0.0, weighting="class_balanced"),
@@ -39,7 +39,7 @@ SPECS = {
     "steep": LossSpec(gamma=2, weighting="rebalanced", beta=200, mu=0.9),
     "cliff": LossSpec(gamma=2, weighting="rebalanced", beta=2000, mu=0.5, alpha=0.3),
     "steep without floor": LossSpec(weighting="rebalanced", beta=100, mu=0.9, alpha=0.0),
-    "flat": LossSpec(gamma=2, weighting="rebalanced", beta=1e-6, alpha=0.0),
+    "flat": LossSpec(gamma=2, weighting="rebalanced", beta=1e-6, mu=0.9, alpha=0.0),
 }
 # Those that differ in what the kernel is built from.
 BUILDS = ("BCE", "CB-NTR", "DB", "ASL", "gamma 1.5", "margin, gamma 0.5", "steep")
@@ -133,7 +133,7 @@ def test_all_widths_and_blocks(num_rows, num_labels, dtype):
     logits, targets = logits[:, 1:-2], targets[:, 1:-2]
     statistics = LabelStatistics.from_counts(statistics.counts[1:-2], 500, degenerate="ignore")
     for name in ("BCE", "CB-NTR", "DB"):
-        spec = LossSpec.preset(name, convention="authors")
+        spec = LossSpec.preset(name, convention="authors", corpus="reuters")
         expected, gradient = exactly(as_problem(logits, targets, statistics, spec))
         digits = DIGITS[compute_dtype(dtype)] * 8
         for form in (targets.byte(), targets.float(), SparseTargets.from_dense(targets)):

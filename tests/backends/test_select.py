@@ -7,7 +7,7 @@ from test_losses import problem
 from fused_balanced_loss import LossSpec, balanced_loss
 from fused_balanced_loss.backends import cpp, select
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 def test_an_error_of_one_call_reaches_the_caller_and_changes_nothing(monkeypatch):

@@ -16,7 +16,7 @@ from fused_balanced_loss.backends.triton_plan import Plan
 
 pytestmark = pytest.mark.slow
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 FORMS = {"uint8": lambda y: y.byte(), "float": lambda y: y.float(), "csr": SparseTargets.from_dense}
 WIDTH = 601  # Two tiles and a part, rows at every offset to 16 bytes.
 
@@ -44,7 +44,7 @@ def crowded(dtype, seed=5):
 @pytest.mark.usefixtures("terms")
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, name, form, device):
     logits, targets, statistics = crowded(dtype)
-    spec = LossSpec.preset(name)
+    spec = LossSpec.preset(name, corpus="reuters")
     expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
     loss, ours = loss_and_gradient(
         logits, FORMS[form](targets), statistics, spec, device, reduction="sum", impl="triton"

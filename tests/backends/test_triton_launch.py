@@ -76,7 +76,8 @@ features, weight = torch.zeros(8, 16), torch.zeros(1024, 16)
 logits = torch.zeros(8, 512)
 def chunks():
     options = {"impl": "triton", "chunk_size": 512}
-    linear_balanced_loss(features, weight, None, targets, LossSpec.preset("DB"), statistics, **options)
+    spec = LossSpec.preset("DB", corpus="reuters")
+    linear_balanced_loss(features, weight, None, targets, spec, statistics, **options)
 def whole():
     balanced_loss(logits, SparseTargets.from_lists([[k] for k in range(8)], 512), LossSpec(), impl="triton")
 for call in ORDER:
@@ -87,7 +88,7 @@ print(json.dumps({"launches": stub.launches}))
 BATCHES = """
 from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss
 statistics = LabelStatistics.from_counts(torch.full((18211,), 50), 1000)
-spec = LossSpec.preset("DB")
+spec = LossSpec.preset("DB", corpus="reuters")
 counts = {}
 for rows in (32, 96, *range(1, 60, 3), *range(60, 200, 7), 16, 48, 128):
     targets = SparseTargets.from_lists([[k, 700 + k] for k in range(rows)], 18211)

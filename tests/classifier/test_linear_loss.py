@@ -25,7 +25,7 @@ from fused_balanced_loss.classifier.prediction import predict_topk
 from fused_balanced_loss.spec import PAPER_LOSSES
 
 IMPLS = ("eager", "cpp", "triton")
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 def problem(num_rows=6, num_features=8, num_labels=37, dtype=torch.float32, seed=0):
@@ -75,7 +75,7 @@ def assert_as_exact_as_plain(ours, plain_parts, expected, digits):
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
 def test_error_is_at_most_twice_that_of_linear_and_formula(impl, name, dtype, device):
     classifier, targets, statistics = problem(dtype=dtype)
-    spec = LossSpec.preset(name, convention="authors")
+    spec = LossSpec.preset(name, convention="authors", corpus="reuters")
     expected = in_float64(classifier, targets, statistics, spec)
     plain_parts = by_plain_torch(classifier, targets, statistics, spec)
     for form in ("uint8", "csr"):
@@ -98,7 +98,7 @@ def test_error_is_at_most_twice_that_of_linear_and_formula(impl, name, dtype, de
 @pytest.mark.parametrize("name", PAPER_LOSSES)
 def test_float64_equals_the_equations_for_any_chunk_size(name, form):
     classifier, targets, statistics = problem(dtype=torch.float64)
-    spec = LossSpec.preset(name)
+    spec = LossSpec.preset(name, corpus="reuters")
     expected = in_float64(classifier, targets, statistics, spec)
     for chunk_size in (1, 5, 36, 37, 1000, None):
         for gradient in ("forward", "backward"):

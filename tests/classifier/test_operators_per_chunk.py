@@ -19,7 +19,7 @@ from fused_balanced_loss.backends import device
 from fused_balanced_loss.backends.problem import LabelConstants, Problem
 from fused_balanced_loss.classifier import chunked_pass, label_chunks, products
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 SIZE = 128
 
 

@@ -52,7 +52,7 @@ def main(model, cache, folder, result, death, *changes):
     encoder = BertEncoder(model, BertSettings(**settings), Path(cache))
     encoder.prepare(corpus)
     epochs = []
-    done = encoder.run(corpus, LossSpec.preset("DB"), 0, Path(folder), epochs.append)
+    done = encoder.run(corpus, LossSpec.preset("DB", corpus="reuters"), 0, Path(folder), epochs.append)
     del done["model"]
     if is_main():
         predictions = done.pop("predictions").to_lists()

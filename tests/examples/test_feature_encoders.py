@@ -38,7 +38,7 @@ from fused_balanced_loss import LossSpec, SparseTargets  # noqa: E402
 pytestmark = pytest.mark.slow
 
 HEAD = HeadSettings(hidden=16, epochs=3)
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 def quiet(_):

@@ -54,7 +54,7 @@ def fine_tune(encoder, cache, folder, *, method="DB", seed=0, keep=None, **chang
     corpus, epochs = tiny_corpus(), []
     runner = BertEncoder(str(encoder), BertSettings(**{**SETTINGS, **changes}), cache)
     runner.prepare(corpus)
-    result = runner.run(corpus, LossSpec.preset(method), seed, folder, epochs.append)
+    result = runner.run(corpus, LossSpec.preset(method, corpus="reuters"), seed, folder, epochs.append)
     model = result.pop("model")
     if keep is not None:
         keep.mkdir()
@@ -346,7 +346,12 @@ def test_empty_texts_and_documents_without_labels(encoder, tmp_path):
     assert [] in corpus.train.targets.to_lists()
     runner = BertEncoder(str(encoder), BertSettings(**{**SETTINGS, "epochs": 1}), tmp_path)
     runner.prepare(corpus)
-    assert runner.run(corpus, LossSpec.preset("DB"), 0, tmp_path / "run", lambda epoch: None)["best_epoch"] == 1
+    assert (
+        runner.run(corpus, LossSpec.preset("DB", corpus="reuters"), 0, tmp_path / "run", lambda epoch: None)[
+            "best_epoch"
+        ]
+        == 1
+    )
 
 
 def test_keeps_models_and_logs(encoder, cache, tmp_path):

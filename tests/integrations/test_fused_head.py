@@ -13,7 +13,7 @@ from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
 from fused_balanced_loss.integrations.fused_head import FusedClassifier, fuse_classifier
 from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 def make_loss(name="DB"):
     statistics = LabelStatistics.from_targets(documents(50)[1], num_labels=NUM_LABELS)
-    return BalancedLoss(LossSpec.preset(name), statistics)
+    return BalancedLoss(LossSpec.preset(name, corpus="reuters"), statistics)
 
 
 def make_trainer(

@@ -19,7 +19,7 @@ from fused_balanced_loss.integrations.update_callback import ClassifierUpdateCal
 
 pytestmark = pytest.mark.slow
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 STATISTICS = LabelStatistics.from_targets([sample["labels"] for sample in samples(40)], num_labels=NUM_LABELS)
 STEPS = 11
 

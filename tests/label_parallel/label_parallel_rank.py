@@ -127,7 +127,9 @@ def loss_and_gradients_of_all_presets():
         ):
             features, dense, statistics = data(num_labels=labels)
             targets = SparseTargets.from_dense(dense) if sparse else dense
-            whole, shards = pair(LossSpec.preset(preset), statistics, mesh, num_labels=labels, **options)
+            whole, shards = pair(
+                LossSpec.preset(preset, corpus="reuters"), statistics, mesh, num_labels=labels, **options
+            )
             mask = torch.rand(N, labels, generator=torch.Generator().manual_seed(5)) < 0.8
             for rest in ((), (sample_weight, mask)):
                 expected = loss_and_gradients(whole, features, targets, *rest)
@@ -143,7 +145,7 @@ def pooled_weights_and_reference():
         LossSpec.preset("CB").replace(pooling="mean_count"),
         LossSpec.preset("CB").replace(pooling="rarest"),
         LossSpec.preset("CB").replace(weighting="inverse_frequency"),
-        LossSpec.preset("DB"),
+        LossSpec.preset("DB", corpus="reuters"),
     ):
         for impl in ("auto", "reference"):
             whole, shards = pair(spec, statistics, mesh, impl=impl)
@@ -158,8 +160,10 @@ def low_precision_within_rounding():
     mesh = world()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         features, dense, statistics = data(dtype=dtype)
-        whole, shards = pair(LossSpec.preset("DB"), statistics, mesh, dtype=dtype)
-        exact = LinearBalancedLoss.from_linear(linear(dtype=dtype).double(), LossSpec.preset("DB"), statistics)
+        whole, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh, dtype=dtype)
+        exact = LinearBalancedLoss.from_linear(
+            linear(dtype=dtype).double(), LossSpec.preset("DB", corpus="reuters"), statistics
+        )
         oracle = loss_and_gradients(exact, features.double(), dense)
         parts = zip(
             loss_and_gradients(shards, features, dense),
@@ -177,7 +181,7 @@ def low_precision_within_rounding():
 def autocast_and_scaler():
     mesh = world()
     features, dense, statistics = data(dtype=torch.float32)
-    whole, shards = pair(LossSpec.preset("DB"), statistics, mesh, dtype=torch.float32)
+    whole, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         expected = loss_and_gradients(whole, features, dense)
         got = loss_and_gradients(shards, features, dense)
@@ -218,7 +222,7 @@ def trajectory_of_twenty_steps():
         _, dense, statistics = data()
         targets = SparseTargets.from_dense(dense)
         ways = []
-        for module in pair(LossSpec.preset("DB"), statistics, mesh, dtype=dtype):
+        for module in pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh, dtype=dtype):
             encoder = Encoder(dtype)
             groups = [{"params": encoder.parameters()}, {"params": module.parameters()}]
             optimizer = torch.optim.AdamW(groups, lr=0.02, foreach=True)
@@ -240,7 +244,7 @@ def predictions_are_those_of_the_whole():
     mesh = world()
     for labels in (5, C):
         features, _, statistics = data(num_labels=labels)
-        whole, shards = pair(LossSpec.preset("DB"), statistics, mesh, num_labels=labels, chunk_size=3)
+        whole, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh, num_labels=labels, chunk_size=3)
         for k in (1, 3, labels):
             for got, expected in zip(shards.predict_topk(features, k), whole.predict_topk(features, k), strict=True):
                 close(got, expected)
@@ -269,7 +273,7 @@ def update_in_place():
             lambda: AdamWUpdate(0.05, state="row"),
         ):
             whole, shards = pair(
-                LossSpec.preset("DB"),
+                LossSpec.preset("DB", corpus="reuters"),
                 statistics,
                 mesh,
                 num_labels=labels,
@@ -301,7 +305,9 @@ def stochastic_rounding_is_that_of_the_whole():
     mesh = world()
     features, dense, statistics = data(dtype=torch.bfloat16)
     updates = (SGDUpdate(1.0, seed=7), SGDUpdate(1.0, seed=7))
-    whole, shards = pair(LossSpec.preset("DB"), statistics, mesh, dtype=torch.bfloat16, updates=updates)
+    whole, shards = pair(
+        LossSpec.preset("DB", corpus="reuters"), statistics, mesh, dtype=torch.bfloat16, updates=updates
+    )
     for _ in range(20):
         for module in (whole, shards):
             module(features, dense).backward()
@@ -314,7 +320,9 @@ def stochastic_rounding_is_that_of_the_whole():
 def initial_values_do_not_depend_on_the_ranks():
     _, _, statistics = data(num_labels=3001)
     torch.manual_seed(17)
-    module = LabelParallelLinearLoss(LossSpec.preset("DB"), statistics, D, world(), dtype=torch.float64)
+    module = LabelParallelLinearLoss(
+        LossSpec.preset("DB", corpus="reuters"), statistics, D, world(), dtype=torch.float64
+    )
     weight, bias = full(module.weight), full(module.bias)
     assert 0.9 < float(weight.std() * (3 * D) ** 0.5) < 1.1 and 0 < float(bias.abs().max()) <= D**-0.5
     # Of all numbers of ranks: test_label_parallel.py compares.
@@ -331,7 +339,7 @@ def initial_values_do_not_depend_on_the_ranks():
 def edges():
     mesh = world()
     features, dense, statistics = data()
-    whole, shards = pair(LossSpec.preset("DB"), statistics, mesh, reduction="sum")
+    whole, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh, reduction="sum")
     for module in (whole, shards):
         empty = features[:0].clone().requires_grad_()
         loss = module(empty, dense[:0])
@@ -349,7 +357,9 @@ def edges():
     assert f"num_labels={C}" in repr(shards) and "rank" in repr(shards)
     compiled = torch.compile(shards, backend="eager")
     close(compiled(features, dense), whole(features, dense))
-    group = LabelParallelLinearLoss.from_linear(linear(), LossSpec.preset("DB"), statistics, dist.group.WORLD)
+    group = LabelParallelLinearLoss.from_linear(
+        linear(), LossSpec.preset("DB", corpus="reuters"), statistics, dist.group.WORLD
+    )
     close(group(features, dense), shards(features, dense) / dense.numel())
 
 
@@ -357,7 +367,7 @@ def edges():
 def errors_name_what_is_wrong():
     mesh, rank = world(), dist.get_rank()
     features, dense, statistics = data()
-    db = LossSpec.preset("DB")
+    db = LossSpec.preset("DB", corpus="reuters")
     _, shards = pair(db, statistics, mesh)
     with raises(ValueError, "targets: expected shape", f"{[N, C]}"):
         shards(features, dense[:, : shards._sizes[0]])
@@ -408,14 +418,14 @@ def the_first_call_compares_weights_and_masks():
         "label_mask  ": (None, mask[0]),
     }.items():
         argument = name.strip()
-        _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+        _, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh)
         with raises(ValueError, f"{argument}: expected the same on all", where):
             shards(features, dense, **{argument: other if last else common})
         # The ranks agree: the call goes on, in whatever form the mask comes.
         shards(features, dense, **{argument: common})
-    _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+    _, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh)
     shards(features, dense, label_mask=mask[0] if last else mask[:1].expand(N, -1))
-    _, shards = pair(LossSpec.preset("DB"), statistics, mesh)
+    _, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, mesh)
     with raises(ValueError, "targets: expected the same on all"):
         shards(features, dense.to(torch.uint8) if last else dense)
 
@@ -433,11 +443,16 @@ def train_square(wrap, shard_classifier=False, update=None, steps=4, dtype=torch
     mesh = square_mesh()
     _, dense, statistics = data()
     whole = LinearBalancedLoss.from_linear(
-        linear(dtype=dtype), LossSpec.preset("DB"), statistics, update=update and update()
+        linear(dtype=dtype), LossSpec.preset("DB", corpus="reuters"), statistics, update=update and update()
     )
     options = {} if shard_classifier else {"data_mesh": mesh["data"]}
     shards = LabelParallelLinearLoss.from_linear(
-        linear(dtype=dtype), LossSpec.preset("DB"), statistics, mesh["label"], update=update and update(), **options
+        linear(dtype=dtype),
+        LossSpec.preset("DB", corpus="reuters"),
+        statistics,
+        mesh["label"],
+        update=update and update(),
+        **options,
     )
     encoders = Encoder(dtype), wrap(Encoder(dtype), mesh["data"])
     if shard_classifier:
@@ -497,7 +512,9 @@ def data_and_label_mesh_with_update():
 def update_refuses_fully_shard():
     mesh = square_mesh()
     features, dense, statistics = data(dtype=torch.float32)
-    shards = LabelParallelLinearLoss(LossSpec.preset("DB"), statistics, D, mesh["label"], update=SGDUpdate(0.1))
+    shards = LabelParallelLinearLoss(
+        LossSpec.preset("DB", corpus="reuters"), statistics, D, mesh["label"], update=SGDUpdate(0.1)
+    )
     fully_shard(shards, mesh=mesh["data"])
     with raises(RuntimeError, "update: expected a classifier that fully_shard leaves alone"):
         shards(features, dense)
@@ -506,7 +523,7 @@ def update_refuses_fully_shard():
 def checkpointed(num_ranks, mesh, labels):
     """With torch.optim, and with an update in place."""
     features, dense, statistics = data(num_labels=labels, dtype=torch.float32)
-    spec = LossSpec.preset("DB")
+    spec = LossSpec.preset("DB", corpus="reuters")
     updates = (AdamWUpdate(0.05, state="row"), AdamWUpdate(0.05, state="row"))
     plain = pair(spec, statistics, mesh, num_labels=labels, dtype=torch.float32)
     updating = pair(spec, statistics, mesh, num_labels=labels, dtype=torch.float32, updates=updates)
@@ -560,7 +577,7 @@ def copies():
 
     _, dense, statistics = data()
     features = data()[0]
-    _, shards = pair(LossSpec.preset("DB"), statistics, world())
+    _, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, world())
     twin = copy.deepcopy(shards)
     close(twin(features, dense), shards(features, dense))
 
@@ -568,7 +585,7 @@ def copies():
 def fail(how):
     """A step, then rank 1 dies or stops; rank 0 has to end by itself."""
     features, dense, statistics = data()
-    _, shards = pair(LossSpec.preset("DB"), statistics, world())
+    _, shards = pair(LossSpec.preset("DB", corpus="reuters"), statistics, world())
     shards(features, dense).backward()
     dist.barrier()
     if dist.get_rank() == 1:

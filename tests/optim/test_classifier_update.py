@@ -315,7 +315,9 @@ def test_seed_matters_and_the_same_repeats(device, backend):
 def test_dtype_conversion_leaves_the_state(device):
     statistics = LabelStatistics.from_counts(torch.arange(1, C + 1), 100)
     update = AdamWUpdate(0.01)
-    loss = LinearBalancedLoss(LossSpec.preset("DB"), statistics, D, update=update).to(device, torch.bfloat16)
+    loss = LinearBalancedLoss(LossSpec.preset("DB", corpus="reuters"), statistics, D, update=update).to(
+        device, torch.bfloat16
+    )
     assert loss.weight.dtype == torch.bfloat16 and update.exp_avg.dtype == torch.float32
     assert {name for name in loss.state_dict() if name.startswith("update.")} >= {"update.exp_avg", "update.steps"}
 
@@ -323,7 +325,7 @@ def test_dtype_conversion_leaves_the_state(device):
 def test_meta_device_begins_at_zero():
     statistics = LabelStatistics.from_counts(torch.arange(1, C + 1), 100)
     update = AdamWUpdate(0.01, seed=5)
-    loss = LinearBalancedLoss(LossSpec.preset("DB"), statistics, D, update=update, device="meta")
+    loss = LinearBalancedLoss(LossSpec.preset("DB", corpus="reuters"), statistics, D, update=update, device="meta")
     loss.to_empty(device="cpu")
     assert update.seed == 5 and update.steps == 0 and not update.exp_avg.any()
 
@@ -343,7 +345,7 @@ def final_f1(seed, device, dtype, update=None, optimizer=None, epochs=20):
     train, test = slice(0, 512), slice(512, None)
     statistics = LabelStatistics.from_targets(targets[train].cpu(), degenerate="ignore")
     torch.manual_seed(seed)
-    loss = LinearBalancedLoss(LossSpec.preset("DB"), statistics, D, update=update).to(device, dtype)
+    loss = LinearBalancedLoss(LossSpec.preset("DB", corpus="reuters"), statistics, D, update=update).to(device, dtype)
     own = None if optimizer is None else optimizer(loss.parameters())
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
@@ -395,7 +397,9 @@ def backward(loss, features, targets, upstream=1.0):
 def linear(device, update, dtype=torch.float32, **options):
     torch.manual_seed(0)
     statistics = LabelStatistics.from_counts(torch.arange(1, C + 1), 100)
-    return LinearBalancedLoss(LossSpec.preset("DB"), statistics, D, update=update, **options).to(device, dtype)
+    return LinearBalancedLoss(LossSpec.preset("DB", corpus="reuters"), statistics, D, update=update, **options).to(
+        device, dtype
+    )
 
 
 def test_module_steps_as_torch_does_with_an_encoder_before_it(device):

@@ -13,7 +13,7 @@ STATISTICS = LabelStatistics.from_counts(torch.arange(1, C + 1), 100)
 
 def make(update, dtype=torch.float32):
     torch.manual_seed(0)
-    return LinearBalancedLoss(LossSpec.preset("DB"), STATISTICS, D, update=update, dtype=dtype)
+    return LinearBalancedLoss(LossSpec.preset("DB", corpus="reuters"), STATISTICS, D, update=update, dtype=dtype)
 
 
 def batch(seed=0):

@@ -63,7 +63,7 @@ def corpus_sizes(corpus: Corpus) -> Json:
         "tail": corpus.tail,
         "label_groups": {name: int(mask.sum()) for name, mask in corpus.label_groups.items()},
         "instance_groups": groups,
-        "mu": corpus.statistics.suggest_mu(parts["train"]) if len(parts["train"].col) else None,
+        "mu": corpus.statistics.mu,
     }
 
 
