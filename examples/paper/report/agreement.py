@@ -88,6 +88,10 @@ def overview_table(groups: Sequence[tuple[Group, str | None]]) -> Table | None:
     return Table("overview", "All runs", "agreement with the paper", header, rows, notes)
 
 
+def _held(claims: Table) -> str:
+    return f"{sum(row[1] == '✓' for row in claims.rows)} of {len(claims.rows)}"
+
+
 def order_table(group: Group, paper: str | None) -> Table | None:
     """The order of the losses in each column of Table 2; None where fewer than three can be compared."""
     published = paper_scores(2, paper)

@@ -39,8 +39,8 @@ def threshold_table(group: Group) -> Table | None:
     header += [f"{part}, {name.replace('_', ' ')}" for name, parts in SHOWN[1:] for part in parts]
     notes = [
         "The first two scores are at the protocol's threshold; own: at the one of the full grid that is best on "
-        "validation, in the epoch that is best with it; by group, by label: one for each of head, medium and tail, or for "
-        "each label, chosen on validation.",
+        "validation, in the epoch that is best with it; by group, by label: with one for each of head, medium and "
+        "tail, or for each label, chosen on validation.",
         "†: the threshold is at the edge of its grid in some run; beyond there may be a better one.",
         *([text] if (text := gap_in_words(group)) else []),
     ]
@@ -78,9 +78,8 @@ def gap_in_words(group: Group) -> str:
 
 def ranking_table(group: Group) -> Table | None:
     """Figures that no threshold enters, such as precision at k and the calibration error; None without any."""
-    found = {
-        row.name: [(run.result or {}).get("ranking") or {} for run in row.runs] for row in group.rows if row.method
-    }
+    rows = [row for row in group.rows if row.method is not None]
+    found = {row.name: [(run.result or {}).get("ranking") or {} for run in row.runs] for row in rows}
     names = list(dict.fromkeys(name for runs in found.values() for one in runs for name in one))
     if not names:
         return None
