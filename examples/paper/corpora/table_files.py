@@ -160,6 +160,8 @@ def _table_rows(
                 yield reader.line_num, dict(zip(names, row, strict=True))
     except csv.Error as error:
         hint = "; --quoting none takes quotes as text" if options.quoting == "minimal" else ""
+        # Whoever has such a file often has no header either, and is told once.
+        hint += ", --no-header the first line as a document" if hint and options.header else ""
         raise CorpusError(f"{path}, line {reader.line_num:,}: {error}{hint}") from error
 
 
