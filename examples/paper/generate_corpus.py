@@ -1,4 +1,4 @@
-"""Writes a generated table of texts and labels, with what tables of one's own have: gzipped, no header, stray quotes."""
+"""Writes a generated table with what tables of one's own have: gzipped, no header, quotes that nothing closes."""
 
 import argparse
 import sys
