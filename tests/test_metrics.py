@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 
@@ -12,9 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fused_balanced_loss import LabelStatistics, SparseTargets, thresholding
-from fused_balanced_loss.metrics import PAPER_THRESHOLDS, ThresholdedF1, predict_labels
+from fused_balanced_loss.metrics import (
+    PAPER_THRESHOLDS,
+    ThresholdedF1,
+    label_report,
+    predict_labels,
+    threshold_grid,
+    write_label_report,
+)
 
-f1_score = pytest.importorskip("sklearn.metrics").f1_score
+sklearn_metrics = pytest.importorskip("sklearn.metrics")
+f1_score, precision_recall_fscore_support = sklearn_metrics.f1_score, sklearn_metrics.precision_recall_fscore_support
 
 
 def problem(num_rows=60, num_labels=25, seed=0, dtype=torch.float32, spread=2.0, shift=-1.0):
@@ -120,7 +129,7 @@ def test_thresholds_in_any_order_and_twice():
 def test_best_is_the_lowest_of_equals():
     f1 = ThresholdedF1(2, [0.7, 0.5, 0.6, 0.9])
     f1.update(torch.logit(torch.tensor([[0.8, 0.2], [0.1, 0.75]])), torch.tensor([[1, 0], [0, 1]]))
-    assert f1.best() == (0.5, 1.0)
+    assert f1.best() == (0.5, 1.0, True)
 
 
 def test_scores_by_label_group_and_by_instance_group():
@@ -356,3 +365,134 @@ def test_on_a_gpu_as_by_its_own_sigmoid():
     probabilities = torch.sigmoid(logits.float()).cpu().numpy()
     micro = [f1_score(targets.cpu(), probabilities > t, average="micro", zero_division=0) for t in PAPER_THRESHOLDS]
     assert f1.micro().tolist() == micro
+
+
+def test_grids():
+    assert threshold_grid("paper") is PAPER_THRESHOLDS
+    full = threshold_grid("full")
+    assert (len(full), full[0], full[-1]) == (199, 0.0001, 0.9999)
+    assert np.array_equal(full, np.unique(full)) and set(PAPER_THRESHOLDS) < set(full)
+    # Each step is at most 0.01, and at most 10 % of the distance from 0 or 1.
+    step, distance = np.diff(full), np.minimum(full[:-1], 1 - full[1:])
+    assert (step < 0.0100001).all() and (step[distance < 0.0099] < 0.1 * distance[distance < 0.0099]).all()
+    assert threshold_grid([0.7, 0.2]).tolist() == [0.7, 0.2]
+    assert np.array_equal(ThresholdedF1(3, "full").thresholds, full)
+    for thresholds in (PAPER_THRESHOLDS, full):
+        with pytest.raises(ValueError, match="read-only"):
+            thresholds[0] = 0.5
+    with pytest.raises(ValueError, match="thresholds: expected one of 'paper', 'full'; got 'fine'"):
+        threshold_grid("fine")
+    with pytest.raises(ValueError, match=r"thresholds: expected numbers in \[0, 1\], got 2"):
+        threshold_grid([2])
+
+
+@pytest.mark.parametrize(("shift", "at_edge"), [(-4.0, True), (0.0, False), (4.0, True)])
+def test_a_choice_at_the_edge_of_the_grid_is_told(shift, at_edge):
+    """The best probability is near sigmoid(shift)."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(400, 20, generator=generator) < 0.2
+    logits = torch.where(targets, 0.5, -0.5) + 0.3 * torch.randn(400, 20, generator=generator) + shift
+    best = counted(logits, targets).best()
+    assert best.at_edge is at_edge
+    whole = counted(logits, targets, thresholds="full").best()
+    assert not whole.at_edge
+    assert whole.micro >= best.micro
+    assert abs(np.log(whole.threshold / (1 - whole.threshold)) - shift) < 0.3
+    assert not counted(logits, targets, thresholds=[0.5]).best().at_edge
+
+
+@pytest.mark.parametrize("min_support", [0, 1, 4, 10])
+def test_best_threshold_of_each_label(min_support):
+    logits, targets = problem()
+    thresholds = np.array([0.1, 0.2, 0.35, 0.5, 0.8])
+    f1 = counted(logits, targets, thresholds=thresholds[::-1])
+    chosen, common = f1.best_by_label(min_support=min_support), f1.best().threshold
+    probabilities = probabilities_of(logits)
+    for label in range(25):
+        support = int(targets[:, label].sum())
+        scores = [f1_score(targets[:, label], probabilities[:, label] > t, zero_division=0) for t in thresholds]
+        best = [t for t, score in zip(thresholds, scores, strict=True) if score == max(scores)]
+        expected = min(best, key=lambda t: abs(t - common)) if support >= min_support and max(scores) else common
+        assert chosen[label] == expected
+    scores = f1.scores(chosen)["total"]
+    predicted = probabilities > chosen
+    assert scores["micro"] == f1_score(targets, predicted, average="micro", zero_division=0)
+    assert scores["macro"] == f1_score(targets, predicted, average="macro", zero_division=0)
+    assert scores["macro"] >= f1.scores(common)["total"]["macro"]
+    assert predict_labels(torch.split(logits, 7), chosen) == SparseTargets.from_dense(predicted)
+
+
+def test_best_threshold_of_each_group():
+    logits, targets = problem()
+    masks = {"first": np.arange(25) < 10, "both": np.arange(25) % 2 == 0, "silent": np.arange(25) >= 24}
+    f1 = counted(logits, targets, thresholds="full", label_groups=masks)
+    chosen = f1.best_by_group()
+    for label in range(25):
+        group = "first" if label < 10 else "total" if label % 2 else "both"
+        assert chosen[label] == f1.best(group).threshold
+    assert f1.best("silent").micro == 0
+    only_silent = counted(logits, targets, thresholds="full", label_groups={"silent": masks["silent"]})
+    assert (only_silent.best_by_group() == only_silent.best().threshold).all()
+    scores = f1.scores(chosen)
+    for name, mask in masks.items():
+        predicted = probabilities_of(logits)[:, mask] > chosen[mask]
+        assert scores[name]["micro"] == sklearn_f1(predicted, targets[:, mask], 0, "micro")
+
+
+def test_best_by_instance_group():
+    logits, targets = problem()
+    groups = {"single": (1, 1)}
+    f1 = counted(logits, targets, instance_groups=groups)
+    best = f1.best(instances="single")
+    assert best.micro == f1.micro(instances="single").max()
+    chosen = f1.best_by_label()
+    rows = targets.sum(1) == 1
+    predicted = probabilities_of(logits)[rows] > chosen
+    got = f1.instance_scores(chosen)["single"]["micro"]
+    assert got == f1_score(targets[rows], predicted, average="micro", zero_division=0)
+
+
+@pytest.mark.parametrize("names", [None, [f"a, {k}" for k in range(25)]])
+def test_label_report(tmp_path, names):
+    logits, targets = problem()
+    f1 = counted(logits, targets, thresholds="full")
+    chosen = f1.best_by_label(min_support=3)
+    predicted = probabilities_of(logits) > chosen
+    rows = label_report(f1, chosen, names)
+    precision, recall, score, support = precision_recall_fscore_support(targets, predicted, zero_division=0)
+    for label, row in enumerate(rows):
+        assert row.label == (label if names is None else names[label])
+        assert (row.support, row.predicted, row.threshold) == (support[label], predicted[:, label].sum(), chosen[label])
+        assert (row.precision, row.recall, row.f1) == pytest.approx((precision[label], recall[label], score[label]))
+    assert [row.threshold for row in label_report(f1, 0.5)] == [0.5] * 25
+    write_label_report(tmp_path / "labels.csv", rows)
+    with (tmp_path / "labels.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert list(read[0]) == ["label", "support", "predicted", "threshold", "precision", "recall", "f1"]
+    assert [tuple(row.values()) for row in read] == [tuple(map(str, row)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda f1: f1.scores([0.4, 0.5]),
+            r"threshold: expected one number, or 25, .*, got shape \[2\]",
+        ),
+        (lambda f1: f1.scores(np.full(25, 0.405)), r"threshold: expected one of \[0.4, .*got (np.float64\()?0.405"),
+        (lambda f1: f1.scores(np.full((1, 25), 0.4)), r"threshold: .* got shape \[1, 25\]"),
+        (lambda f1: f1.best("tail"), r"group: expected one of \['total'\], got 'tail'"),
+        (lambda f1: f1.best_by_label(min_support=-1), "min_support: expected an integer >= 0, got -1"),
+        (lambda f1: f1.best_by_label(min_support=1.5), "min_support: .* got float 1.5"),
+        (lambda f1: label_report(f1, 0.5, ["one"]), "names: expected 25, one for each label, got 1"),
+        (lambda f1: predict_labels(torch.zeros(2, 25), [0.5, 0.4]), "threshold: expected one number, or 25, .* got 2"),
+        (lambda f1: predict_labels(torch.zeros(2, 2), [0.5, 2]), r"thresholds: expected numbers in \[0, 1\], got 2"),
+        (
+            lambda f1: f1.load_state_dict(f1.state_dict() | {"counts": 3}),
+            "state: expected counts of .* int",
+        ),
+    ],
+)
+def test_bad_thresholds_are_named(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(counted(*problem()))

@@ -12,6 +12,7 @@ from progress import progress
 from pydantic import BaseModel, Field, ValidationError
 
 from fused_balanced_loss import SparseTargets
+from fused_balanced_loss.metrics import LabelRow, write_label_report
 from fused_balanced_loss.spec import PAPER_LOSSES
 
 METHODS = ("SVM", *PAPER_LOSSES)
@@ -198,19 +199,25 @@ class RecordStore:
             progress.warn(f"{self.path(settings)} cannot be written yet: {error.strerror or error}")
 
     def save_done(self, settings: Json, versions: Json, epochs: list[Json], result: Json) -> None:
-        """Writes the predictions, then the record, on a full disk the record alone.
+        """Writes the predictions and the scores of each label, then the record, on a full disk the record alone.
 
         Raises:
             RecordError: where something could not be written, after all that could be was.
         """
         predictions: SparseTargets = result["predictions"]
-        result = {**result, "predictions": f"{self.stem(settings)}.npz"}
+        labels: list[LabelRow] | None = result.pop("labels", None)
+        stem = self.stem(settings)
+        result = {**result, "predictions": f"{stem}.npz", "labels": f"{stem}.csv" if labels else None}
         failed = None
         try:
             with atomic_file(self.folder / result["predictions"]) as path:
                 np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
+            if labels:
+                with atomic_file(self.folder / result["labels"]) as path:
+                    write_label_report(path, labels)
         except OSError as error:
-            failed, result["predictions"] = error, None
+            failed = error
+            result |= {name: None for name in ("predictions", "labels") if not self._is_there(result[name])}
             self.close()
         record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
         try:
@@ -228,6 +235,9 @@ class RecordStore:
             raise RecordError(
                 f"{self.folder}: {failed.strerror or failed}; the result is recorded, its predictions are not"
             ) from failed
+
+    def _is_there(self, name: str | None) -> bool:
+        return name is not None and (self.folder / name).exists()
 
     @property
     def _reserve(self) -> Path:

@@ -200,7 +200,7 @@ def compute_metrics(metric: ThresholdedF1) -> Callable[..., dict[str, float]]:
         metric.update(logits, _targets(prediction.label_ids, logits.shape[-1]))
         if not compute_result:
             return {}
-        threshold, _ = metric.best()
+        threshold = metric.best().threshold
         result = {"threshold": threshold}
         for group, scores in metric.scores(threshold).items():
             prefix = "" if group == TOTAL else f"{group}_"

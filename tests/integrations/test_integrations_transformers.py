@@ -218,7 +218,7 @@ def test_evaluation_is_that_of_the_whole_at_once(tmp_path, sparse, batchwise):
         logits = trainer.model.eval()(**batch).logits
     expected = ThresholdedF1(NUM_LABELS, label_groups=groups)
     expected.update(logits, targets)
-    threshold, micro = expected.best()
+    threshold, micro, _ = expected.best()
     scores = expected.scores(threshold)
     for _ in range(2):
         result = trainer.evaluate()

@@ -1,6 +1,6 @@
 """Threshold by validation, the scores of a run from a stream of logits, and which labels it confuses."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,10 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.metrics import PAPER_THRESHOLDS, Activation, ThresholdedF1, predict_labels
+from fused_balanced_loss.metrics import Activation, ThresholdedF1, label_report, predict_labels, threshold_grid
 
 # Grids of thresholds by name.
-GRIDS = {
-    "paper": tuple(PAPER_THRESHOLDS.tolist()),
-    "full": tuple(number / 1000 for number in (*range(1, 10), *range(10, 1000, 10))),
-}
-FULL = np.array(GRIDS["full"])
+GRIDS = {name: tuple(threshold_grid(name).tolist()) for name in ("paper", "full")}
 # Thresholds that differ from label to label.
 REFINED = ("by_group", "by_label")
 
@@ -36,14 +32,17 @@ def score_validation(
         ``protocol``: :func:`_choice` by the grid; for probabilities ``own``, too, by the full grid, with
         ``by_group`` and ``by_label``, the thresholds [C] that are best for each group of labels and for each label.
     """
-    full = FULL if activation == "sigmoid" else np.array([])
-    grid = np.asarray(grid, np.float64)
-    f1 = ThresholdedF1(corpus.num_labels, np.union1d(grid, full), corpus.label_groups, activation=activation)
+    grids = {"protocol": np.asarray(grid, np.float64)}
+    if activation == "sigmoid":
+        grids["own"] = np.array(GRIDS["full"])
+    every = np.unique(np.concatenate(list(grids.values())))
+    f1 = ThresholdedF1(corpus.num_labels, every, corpus.label_groups, activation=activation)
     for batch, targets in _with_targets(corpus.validation, logits):
         f1.update(batch, targets)
-    found = {"protocol": _choice(f1, grid)}
-    if len(full):
-        found["own"] = {**_choice(f1, full), **refined_thresholds(f1, corpus.label_groups)}
+    found = {name: _choice(f1, one) for name, one in grids.items()}
+    if "own" in found:
+        refined = {"by_group": f1.best_by_group(), "by_label": f1.best_by_label()}
+        found["own"] |= {name: torch.from_numpy(thresholds) for name, thresholds in refined.items()}
     return found
 
 
@@ -84,21 +83,18 @@ def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activ
 
 
 def score_own(corpus: Corpus, logits: Iterable[Tensor], own: Json) -> Json:
-    """Test at the thresholds that validation has chosen from the full grid: ``own``, ``by_group`` and ``by_label``.
+    """Test at the thresholds that validation has chosen from the full grid: ``own``, ``by_group`` and ``by_label``;
+    and ``labels``, a LabelRow for each label at the own threshold.
 
     own: what :func:`score_validation` gives under this name.
     """
-    shifts = {name: torch.logit(own[name]).float() for name in REFINED}
-    counters = {"own": _counter(corpus, [own["threshold"]])}
-    counters |= {name: _counter(corpus, [0.0], "none") for name in shifts}
+    chosen = {"own": own["threshold"], **{name: own[name].numpy() for name in REFINED}}
+    f1 = _counter(corpus, np.unique(np.concatenate([np.atleast_1d(one) for one in chosen.values()])))
     for batch, targets in _with_targets(corpus.test, logits):
-        counters["own"].update(batch, targets)
-        for name, shift in shifts.items():
-            # A probability is above its label's threshold where the logit is above the threshold's.
-            counters[name].update(batch.float() - shift.to(batch.device), targets)
-    chosen = {name: own[name] for name in ("threshold", "validation", "at_edge")}
-    scored = {name: _scores(f1, 0.0) for name, f1 in counters.items() if name != "own"}
-    return {"own": {**chosen, **_scores(counters["own"], own["threshold"])}, **scored}
+        f1.update(batch, targets)
+    scored = {name: _scores(f1, thresholds) for name, thresholds in chosen.items()}
+    scored["own"] |= {name: own[name] for name in ("threshold", "validation", "at_edge")}
+    return {**scored, "labels": label_report(f1, own["threshold"], corpus.label_names)}
 
 
 def _counter(corpus: Corpus, thresholds: Any, activation: Activation = "sigmoid") -> ThresholdedF1:
@@ -106,19 +102,8 @@ def _counter(corpus: Corpus, thresholds: Any, activation: Activation = "sigmoid"
     return ThresholdedF1(corpus.num_labels, thresholds, *groups, activation=activation)
 
 
-def _scores(f1: ThresholdedF1, threshold: float) -> Json:
+def _scores(f1: ThresholdedF1, threshold: Any) -> Json:
     return {"test": f1.scores(threshold), "test_by_instance": f1.instance_scores(threshold)}
-
-
-def refined_thresholds(f1: ThresholdedF1, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """float64 [C] by ``by_group`` and ``by_label``: the thresholds of the best micro-F1 of each group of labels, and of
-    each label; a label that validation does not have takes its group's."""
-    by_group = torch.full((f1.num_labels,), f1.best()[0], dtype=torch.float64)
-    for name, mask in groups.items():
-        if mask.any():
-            micro = f1.micro(name)
-            by_group[mask] = float(f1.thresholds[micro == micro.max()].min())
-    return {"by_group": by_group, "by_label": by_group.clone()}
 
 
 def epochs_since_best(epochs: Sequence[Json]) -> int:

@@ -6,28 +6,37 @@ of scikit-learn's ``f1_score(targets, probabilities > threshold, average=..., ze
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .input_values import as_integer
-from .score_groups import TOTAL, label_count_ranges, label_masks
-from .targets import SparseTargets, as_sparse_targets
-from .thresholding import Activation, FloatArray, as_thresholds, check_logits, float32_below, probabilities
-
-__all__ = ["PAPER_THRESHOLDS", "TOTAL", "Activation", "Scores", "ThresholdedF1", "predict_labels"]
+from ..input_values import as_integer
+from ..score_groups import TOTAL, label_count_ranges, label_masks
+from ..targets import as_sparse_targets
+from ..thresholding import Activation, FloatArray, check_logits, float32_below, probabilities
+from .streaming import StreamingMetric
+from .thresholds import PAPER_THRESHOLDS, as_grid
 
 Scores = dict[str, dict[str, float]]
-
-PAPER_THRESHOLDS: FloatArray = np.arange(40, 61) / 100
-"""0.40 to 0.60 by 0.01 (Huang et al., 2021, section 4.2)."""
-PAPER_THRESHOLDS.setflags(write=False)
+IntArray = NDArray[np.int64]
 
 
-class ThresholdedF1:
+class BestThreshold(NamedTuple):
+    """The best threshold of a grid, by micro-F1.
+
+    at_edge: whether it is the lowest or the highest of the grid, so that a better one may lie outside.
+    """
+
+    threshold: float
+    micro: float
+    at_edge: bool
+
+
+class ThresholdedF1(StreamingMetric):
     """Counts of true and of predicted labels at every threshold, and the F1 scores that follow.
 
     A label is predicted where its probability is greater than the threshold. The probability is the float32
@@ -36,7 +45,8 @@ class ThresholdedF1:
 
     Args:
         num_labels: C.
-        thresholds: T numbers in [0, 1], in any order (any finite numbers without activation).
+        thresholds: ``"paper"`` or ``"full"``, as for :func:`~fused_balanced_loss.metrics.threshold_grid`, or T numbers
+            in [0, 1], in any order (any finite numbers without activation).
         label_groups: names and masks, bool [C], of labels that are scored by themselves, too; they may overlap. What
             ``LabelStatistics.frequency_groups(...)`` returns can be given. ``"total"`` stands for all labels.
         instance_groups: names and ranges (low, high) of the number of labels of an instance, both included; high None
@@ -44,6 +54,7 @@ class ThresholdedF1:
         activation: ``"none"`` compares the logits themselves, such as an SVM's decisions, in float32.
 
     Attributes:
+        thresholds: float64 [T].
         label_groups: names of the label groups, ``"total"`` first.
         instance_groups: names of the G instance groups.
 
@@ -64,7 +75,7 @@ class ThresholdedF1:
     ) -> None:
         self.num_labels = as_integer("num_labels", num_labels, at_least=1)
         self.activation = activation
-        self.thresholds = as_thresholds(thresholds, activation)
+        self.thresholds = as_grid(thresholds, activation)
         self.num_samples = 0
         self._sorted, self._place = np.unique(self.thresholds, return_inverse=True)
         self._masks = label_masks(label_groups, self.num_labels)
@@ -72,7 +83,8 @@ class ThresholdedF1:
         self.label_groups, self.instance_groups = tuple(self._masks), tuple(self._ranges)
         # [0] counts true labels and [1] predicted ones: of all instances and of each group of them, by label and by the
         # number of thresholds that the probability is above. Only true labels are counted where it is above none.
-        self._counts = torch.zeros(2, 1 + len(self._ranges), self.num_labels, len(self._sorted) + 1, dtype=torch.int64)
+        shape = 2, 1 + len(self._ranges), self.num_labels, len(self._sorted) + 1
+        self._sums = {"counts": torch.zeros(shape, dtype=torch.int64)}
 
     @torch.no_grad()
     def update(self, logits: Tensor, targets: Any) -> None:
@@ -90,7 +102,7 @@ class ThresholdedF1:
         if len(sparse) != len(logits):
             raise ValueError(f"targets: expected {len(logits)} rows, those of logits, got {len(sparse)}")
         sparse = sparse.to(logits.device)
-        self._counts = self._counts.to(logits.device)
+        self._move(logits.device)
         sizes = sparse.crow.diff()
         members = [(low <= sizes) & (sizes <= high) for low, high in self._ranges.values()]
         boundaries = torch.from_numpy(float32_below(self._sorted)).to(logits.device)
@@ -130,87 +142,113 @@ class ThresholdedF1:
         # scikit-learn sums along contiguous memory, too; any other order would give other last bits.
         return np.ascontiguousarray(f1.T).mean(1)[self._place]
 
-    def best(self) -> tuple[float, float]:
-        """The threshold of the best micro-F1 over all labels, and that micro-F1; of equals the lowest threshold."""
-        micro = self.micro()
-        lowest = self.thresholds[micro == micro.max()].min()
-        return float(lowest), float(micro.max())
+    def best(self, group: str = TOTAL, instances: str | None = None) -> BestThreshold:
+        """The threshold of the best micro-F1 over a group of labels; of equals the lowest.
 
-    def scores(self, threshold: float) -> Scores:
-        """Micro- and macro-F1 at one of the thresholds, by label group: ``{"total": {"micro": ..., "macro": ...}}``."""
-        return {name: self._scores(threshold, name) for name in self.label_groups}
-
-    def instance_scores(self, threshold: float) -> Scores:
-        """Micro- and macro-F1 over all labels at one of the thresholds, by instance group."""
-        return {name: self._scores(threshold, TOTAL, name) for name in self.instance_groups}
-
-    def _scores(self, threshold: float, *which: str) -> dict[str, float]:
-        found = np.flatnonzero(self.thresholds == threshold)
-        if not len(found):
-            raise ValueError(f"threshold: expected one of {self.thresholds.tolist()}, got {threshold!r}")
-        return {"micro": float(self.micro(*which)[found[0]]), "macro": float(self.macro(*which)[found[0]])}
-
-    def merge(self, other: ThresholdedF1) -> None:
-        """Adds what ``other`` has counted, such as another process's share of the samples.
-
-        Raises:
-            TypeError, ValueError: unless both have the same labels, thresholds and instance groups.
+        Arguments and errors are those of :meth:`micro`.
         """
-        if not isinstance(other, ThresholdedF1):
-            raise TypeError(f"other: expected a ThresholdedF1, got {type(other).__name__}")
-        self._add("other", other.state_dict())
+        micro = self.micro(group, instances)
+        threshold = self.thresholds[micro == micro.max()].min()
+        at_edge = len(self._sorted) > 1 and threshold in (self._sorted[0], self._sorted[-1])
+        return BestThreshold(float(threshold), float(micro.max()), bool(at_edge))
 
-    def all_reduce(self, process_group: Any = None) -> None:
-        """Sums the counts over all processes of torch.distributed. All of them call it once, after the last update."""
-        # The counts of a process that has seen no sample are still on the CPU.
-        nccl = torch.distributed.get_backend(process_group) == "nccl"
-        self._counts = self._counts.to("cuda" if nccl else "cpu")
-        number = torch.tensor([self.num_samples], device=self._counts.device)
-        for counts in (self._counts, number):
-            torch.distributed.all_reduce(counts, group=process_group)
-        self.num_samples = int(number)
+    def best_by_label(self, *, min_support: int = 1) -> FloatArray:
+        """float64 [C], the threshold of each label's own best F1; choose them on validation data.
 
-    def state_dict(self) -> dict[str, Any]:
-        """The counts so far, on the CPU, and the settings that they were made with."""
+        Args:
+            min_support: labels with fewer true samples, and labels whose F1 is 0 at every threshold, take the threshold
+                of the best micro-F1 over all labels. A label of few samples has its best threshold by chance.
+
+        Of equal ones it is the nearest to that threshold.
+        """
+        min_support = as_integer("min_support", min_support, at_least=0)
+        true, predicted, hits = self._select(TOTAL, None)
+        f1 = _f1(true, predicted, hits)
+        common = self.best().threshold
+        best = f1.max(1, keepdims=True)
+        distance = np.where(f1 == best, np.abs(self._sorted - common), np.inf)
+        chosen: FloatArray = self._sorted[distance.argmin(1)]
+        return np.where((true[:, 0] >= min_support) & (best[:, 0] > 0), chosen, common)
+
+    def best_by_group(self) -> FloatArray:
+        """float64 [C], for each label the threshold of the best micro-F1 of its group; choose them on validation data.
+
+        A label in several groups takes the first of them. Labels in none, and those of a group whose micro-F1 is 0 at
+        every threshold, take the best threshold of all labels.
+        """
+        chosen = np.full(self.num_labels, self.best().threshold)
+        for name in reversed(self.label_groups[1:]):
+            best = self.best(name)
+            if best.micro > 0:
+                chosen[self._masks[name].numpy()] = best.threshold
+        return chosen
+
+    def scores(self, threshold: Any) -> Scores:
+        """Micro- and macro-F1 by label group: ``{"total": {"micro": ..., "macro": ...}}``.
+
+        Args:
+            threshold: one of the thresholds, or [C], one of them for each label.
+        """
+        return self._scores_of(threshold, {name: (name, None) for name in self.label_groups})
+
+    def instance_scores(self, threshold: Any) -> Scores:
+        """Micro- and macro-F1 over all labels by instance group; ``threshold`` as for :meth:`scores`."""
+        return self._scores_of(threshold, {name: (TOTAL, name) for name in self.instance_groups})
+
+    def label_counts(self, threshold: Any) -> tuple[IntArray, IntArray, IntArray]:
+        """Number of samples, int64 [C] each, that carry a label, that it is predicted for, and that do both.
+
+        ``threshold`` as for :meth:`scores`.
+        """
+        self._check_counted()
+        true, predicted = self._counts[:, 0].cpu().flip(-1).cumsum(-1).flip(-1).numpy()
+        at = 1 + self._column(threshold)[:, None]
+        parts = true[:, :1], np.take_along_axis(predicted, at, 1), np.take_along_axis(true, at, 1)
+        return parts[0][:, 0], parts[1][:, 0], parts[2][:, 0]
+
+    def _scores_of(self, threshold: Any, wanted: dict[str, tuple[str, str | None]]) -> Scores:
+        column, scores = self._column(threshold), {}
+        for name, (group, instances) in wanted.items():
+            true, predicted, hits = self._select(group, instances)
+            at = column[self._masks[group].numpy()][:, None]
+            parts = (true, np.take_along_axis(predicted, at, 1), np.take_along_axis(hits, at, 1))
+            micro, macro = _f1(*(part.sum(0) for part in parts))[0], _f1(*parts)[:, 0]
+            scores[name] = {"micro": float(micro), "macro": float(macro.mean()) if len(macro) else 0.0}
+        return scores
+
+    def _column(self, threshold: Any) -> NDArray[np.int64]:
+        """int64 [C], where each label's threshold stands among the sorted ones."""
+        given = np.asarray(threshold)
+        if given.shape not in ((), (self.num_labels,)):
+            raise ValueError(
+                f"threshold: expected one number, or {self.num_labels}, one for each label, got shape "
+                f"{list(given.shape)}"
+            )
+        known = np.isin(given, self._sorted)
+        if not known.all():
+            wrong = threshold if given.ndim == 0 else given[~known][0]
+            raise ValueError(f"threshold: expected one of {self.thresholds.tolist()}, got {wrong!r}")
+        return np.broadcast_to(np.searchsorted(self._sorted, given), (self.num_labels,))
+
+    def _settings(self) -> dict[str, Any]:
         return {
-            "counts": self._counts.cpu().clone(),
-            "num_samples": self.num_samples,
             "thresholds": self.thresholds.tolist(),
             "instance_groups": dict(self._ranges),
             "activation": self.activation,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replaces the counts by those that :meth:`state_dict` gave.
+    def _refuse(self, name: str, key: str, given: Any) -> None:
+        if isinstance(given, Tensor) and given.dim() == 4 and given.shape[2] != self.num_labels:
+            raise ValueError(f"{name}: expected {self.num_labels} labels, got {given.shape[2]}")
+        super()._refuse(name, key, given)
 
-        Raises:
-            ValueError: unless they were made with the same labels, thresholds and instance groups.
-        """
-        self._add("state", state, onto_zero=True)
-
-    def reset(self) -> None:
-        """Sets all counts to zero."""
-        self._counts.zero_()
-        self.num_samples = 0
-
-    def _add(self, name: str, state: Mapping[str, Any], *, onto_zero: bool = False) -> None:
-        own = self.state_dict()
-        if not isinstance(state, Mapping) or set(state) != set(own):
-            raise ValueError(f"{name}: expected what ThresholdedF1.state_dict gives, with {sorted(own)}")
-        for key in ("thresholds", "instance_groups", "activation"):
-            if state[key] != own[key]:
-                raise ValueError(f"{name}: expected the {key} {own[key]}, got {state[key]}")
-        if state["counts"].shape != own["counts"].shape:
-            raise ValueError(f"{name}: expected {self.num_labels} labels, got {state['counts'].shape[2]}")
-        if onto_zero:
-            self.reset()
-        self._counts += state["counts"].to(self._counts.device)
-        self.num_samples += state["num_samples"]
+    @property
+    def _counts(self) -> Tensor:
+        return self._sums["counts"]
 
     def _select(self, group: str, instances: str | None) -> tuple[FloatArray, FloatArray, FloatArray]:
         """True labels [labels, 1], predicted labels and hits [labels, U] at each sorted threshold."""
-        if not self.num_samples:
-            raise RuntimeError("no sample was counted yet: call update first")
+        self._check_counted()
         if group not in self._masks:
             raise ValueError(f"group: expected one of {list(self._masks)}, got {group!r}")
         if instances is not None and instances not in self._ranges:
@@ -219,38 +257,6 @@ class ThresholdedF1:
         counts = self._counts[:, part].cpu()[:, self._masks[group]]
         true, predicted = counts.flip(-1).cumsum(-1).flip(-1).double().numpy()
         return true[:, :1], predicted[:, 1:], true[:, 1:]
-
-
-@torch.no_grad()
-def predict_labels(
-    logits: Tensor | Iterable[Tensor], threshold: float, *, activation: Activation = "sigmoid"
-) -> SparseTargets:
-    """The predicted labels, by the comparison that :class:`ThresholdedF1` makes.
-
-    Args:
-        logits: [N, C], or an iterable of batches [n, C] of it.
-        threshold: the probability above which a label is predicted.
-        activation: ``"none"`` compares the logits themselves with the threshold.
-
-    Returns:
-        SparseTargets [N, C] on the CPU.
-
-    Raises:
-        TypeError, ValueError: for other logits, or no batch at all.
-    """
-    (threshold,) = as_thresholds([threshold], activation)
-    least = float(float32_below(np.array([threshold]))[0])
-    lengths, columns, num_labels = [], [], None
-    for batch in [logits] if isinstance(logits, Tensor) else logits:
-        num_labels = check_logits(batch, num_labels)
-        for _, chunk in probabilities(batch, activation):
-            predicted = chunk > least
-            lengths.append(predicted.sum(1).cpu())
-            columns.append(torch.nonzero(predicted)[:, 1].cpu())
-    if num_labels is None:
-        raise ValueError("logits: expected at least one batch, got none")
-    crow = torch.cat((torch.zeros(1, dtype=torch.int64), *lengths)).cumsum(0)
-    return SparseTargets(crow, torch.cat((torch.empty(0, dtype=torch.int64), *columns)), num_labels, check=False)
 
 
 def _f1(true: FloatArray, predicted: FloatArray, hits: FloatArray) -> FloatArray:
