@@ -205,19 +205,19 @@ class RecordStore:
             RecordError: where something could not be written, after all that could be was.
         """
         predictions: SparseTargets = result["predictions"]
-        labels: list[LabelRow] | None = result.pop("labels", None)
-        stem = self.stem(settings)
-        result = {**result, "predictions": f"{stem}.npz", "labels": f"{stem}.csv" if labels else None}
-        failed = None
+        labels: list[LabelRow] | None = result.get("labels")
+        result = {name: value for name, value in result.items() if name != "labels"} | {"predictions": None}
+        failed, stem = None, self.stem(settings)
         try:
-            with atomic_file(self.folder / result["predictions"]) as path:
+            with atomic_file(self.folder / f"{stem}.npz") as path:
                 np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
+            result["predictions"] = f"{stem}.npz"
             if labels:
-                with atomic_file(self.folder / result["labels"]) as path:
+                with atomic_file(self.folder / f"{stem}.csv") as path:
                     write_label_report(path, labels)
+                result["labels"] = f"{stem}.csv"
         except OSError as error:
             failed = error
-            result |= {name: None for name in ("predictions", "labels") if not self._is_there(result[name])}
             self.close()
         record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
         try:
@@ -235,9 +235,6 @@ class RecordStore:
             raise RecordError(
                 f"{self.folder}: {failed.strerror or failed}; the result is recorded, its predictions are not"
             ) from failed
-
-    def _is_there(self, name: str | None) -> bool:
-        return name is not None and (self.folder / name).exists()
 
     @property
     def _reserve(self) -> Path:

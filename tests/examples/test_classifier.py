@@ -206,7 +206,7 @@ def test_what_lies_there_when_saving_fails_stays(model, tmp_path, monkeypatch):
     assert read_description(folder) == before
     assert [path.name for path in tmp_path.glob("*model*")] == ["best_model"], "half a folder was left"
     # A worse one does not take its place; of another corpus, any one does.
-    worse = trained._replace(own=trained.own | {"micro_f1": -1.0})
+    worse = trained._replace(own=trained.own | {"micro_f1": 0.0})
     assert store.keep("DB-seed1-x", corpus, SETTINGS, SPEC, {**result, "model": worse}) is None
     assert store.score("", corpus) == pytest.approx(result["own"]["validation"]["total"]["micro"])
     (folder / DESCRIPTION).unlink()

@@ -1,7 +1,7 @@
 """The report: all tables and figures of the runs in some folders, as Markdown and LaTeX, and their numbers as JSON."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from report.agreement import claims_table, order_table, overview_table
 from report.corpus_figures import SIZES, CorpusFigures, read_corpus_figures
 from report.figures import draw_co_occurrence, draw_long_tail, draw_rare_labels, save
 from report.groups import Figures, Group, group_runs, read_runs, slug
+from report.labels import label_table
 from report.paper_scores import paper_scores
 from report.table import Table, latex_escape
 from report.tables import ablation_table, confusion_table, corpus_table, frequency_table, instance_table, runs_table
@@ -55,6 +56,10 @@ class Document:
             self._write(path, table.latex() + "\n")
             self.markdown.append(table.markdown())
             self.latex.append(rf"\input{{{path.with_suffix('').as_posix()}}}")
+
+    def file(self, text: str, place: str, what: str) -> None:
+        self._write(Path(place), text)
+        self.markdown.append(f"[{what}]({place})\n")
 
     def figure(self, figure: Figure, place: str, name: str, caption: str) -> None:
         stem = Path(place, name)
@@ -124,7 +129,8 @@ def make_report(folders: Sequence[Path], output: Path) -> list[Path]:
         for group in groups:
             if group.fingerprint == fingerprint:
                 paper = papers.get(fingerprint)
-                _add_group(document, group, paper, document.unused(f"{place}/{group.slug}"))
+                counts = corpora[fingerprint].label_counts if fingerprint in corpora else {}
+                _add_group(document, group, paper, document.unused(f"{place}/{group.slug}"), counts)
                 content["groups"].append(_as_json(group, paper))
     return document.finish(content)
 
@@ -170,7 +176,9 @@ def _add_corpus(document: Document, corpus: CorpusFigures, place: str) -> None:
     document.figure(draw_co_occurrence(corpus), place, "figure3", caption)
 
 
-def _add_group(document: Document, group: Group, paper: str | None, place: str) -> None:
+def _add_group(
+    document: Document, group: Group, paper: str | None, place: str, label_counts: Mapping[str, int]
+) -> None:
     document.heading(3, group.about)
     if group.unfinished:
         document.paragraph(f"Not finished: {'; '.join(map(_progress, group.unfinished))}.")
@@ -186,6 +194,8 @@ def _add_group(document: Document, group: Group, paper: str | None, place: str) 
     document.figure(draw_rare_labels(group, paper), place, "rare_labels", f"{group.about}: medium and tail labels")
     for table in (instance_table, ablation_table, confusion_table):
         document.table(table(group, paper), place)
+    if labels := label_table(group, label_counts):
+        document.file(labels, f"{place}/labels.csv", "Each label by itself, at the methods' own thresholds")
     document.table(runs_table(group), place)
 
 
