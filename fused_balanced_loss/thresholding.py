@@ -32,7 +32,7 @@ def check_logits(logits: Tensor, num_labels: int | None) -> int:
         raise TypeError(f"logits: expected a dense tensor, got {describe(logits)}")
     if logits.dim() != 2 or logits.shape[1] != (num_labels or max(logits.shape[1], 1)):
         raise ValueError(f"logits: expected [n, {num_labels or 'C >= 1'}], got shape {list(logits.shape)}")
-    for start, chunk in _chunks(logits):
+    for start, chunk in chunks(logits):
         # The maximum is NaN where any element is; it needs no memory, as a mask of all elements would.
         if bool(chunk.amax().isnan()):
             row, label = torch.nonzero(chunk.isnan())[0].tolist()
@@ -42,7 +42,7 @@ def check_logits(logits: Tensor, num_labels: int | None) -> int:
 
 def probabilities(logits: Tensor, activation: Activation) -> Iterator[tuple[int, Tensor]]:
     """Chunks of the rows as float32 probabilities [rows, C], each with the number of its first row."""
-    for start, chunk in _chunks(logits):
+    for start, chunk in chunks(logits):
         yield start, torch.sigmoid(chunk.float()) if activation == "sigmoid" else chunk.float()
 
 
@@ -76,7 +76,8 @@ def float32_below(thresholds: FloatArray) -> NDArray[np.float32]:
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
-def _chunks(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+def chunks(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Chunks of the rows [rows, C], each with the number of its first row."""
     rows = max(1, CHUNK // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield start, logits[start : start + rows]

@@ -8,6 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..targets import SparseTargets, as_sparse_targets
+from ..thresholding import check_logits
+
+
+def checked_targets(logits: Tensor, targets: Any, num_labels: int) -> SparseTargets:
+    """Targets [n, C] in any form, on the device of logits [n, C]; raises TypeError or ValueError."""
+    check_logits(logits, num_labels)
+    sparse = as_sparse_targets(targets, num_labels)
+    if len(sparse) != len(logits):
+        raise ValueError(f"targets: expected {len(logits)} rows, those of logits, got {len(sparse)}")
+    return sparse.to(logits.device)
+
 
 class StreamingMetric:
     """Sums over the samples that were counted, and how they are kept, added and sent.
@@ -76,8 +88,12 @@ class StreamingMetric:
         if not isinstance(state, Mapping) or sorted(state) != expected:
             raise ValueError(f"{name}: expected what {type(self).__name__}.state_dict gives, with {expected}")
         for key, setting in own.items():
-            if state[key] != setting:
-                raise ValueError(f"{name}: expected the {key} {setting}, got {state[key]}")
+            given = state[key]
+            if isinstance(setting, Tensor) and isinstance(given, Tensor):
+                if not torch.equal(setting, given):
+                    raise ValueError(f"{name}: expected the same {key}, got others")
+            elif isinstance(setting, Tensor) or isinstance(given, Tensor) or given != setting:
+                raise ValueError(f"{name}: expected the {key} {setting}, got {given}")
         for key, value in self._sums.items():
             given = state[key]
             if not isinstance(given, Tensor) or given.shape != value.shape or given.dtype != value.dtype:

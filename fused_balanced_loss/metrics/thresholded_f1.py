@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ..input_values import as_integer
 from ..score_groups import TOTAL, label_count_ranges, label_masks
-from ..targets import as_sparse_targets
-from ..thresholding import Activation, FloatArray, check_logits, float32_below, probabilities
-from .streaming import StreamingMetric
+from ..thresholding import Activation, FloatArray, float32_below, probabilities
+from .streaming import StreamingMetric, checked_targets
 from .thresholds import PAPER_THRESHOLDS, as_grid
 
 Scores = dict[str, dict[str, float]]
@@ -97,11 +96,7 @@ class ThresholdedF1(StreamingMetric):
         Raises:
             TypeError, ValueError: for other shapes, dtypes or values, such as a NaN logit or a label id out of range.
         """
-        check_logits(logits, self.num_labels)
-        sparse = as_sparse_targets(targets, self.num_labels)
-        if len(sparse) != len(logits):
-            raise ValueError(f"targets: expected {len(logits)} rows, those of logits, got {len(sparse)}")
-        sparse = sparse.to(logits.device)
+        sparse = checked_targets(logits, targets, self.num_labels)
         self._move(logits.device)
         sizes = sparse.crow.diff()
         members = [(low <= sizes) & (sizes <= high) for low, high in self._ranges.values()]
