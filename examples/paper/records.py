@@ -20,7 +20,7 @@ GROUPS = ("total", "head", "medium", "tail")
 KINDS = ("micro", "macro")
 RUNNING, DONE = "running", "done"
 # What a result of this version has, and an earlier one may lack.
-LATEST = {"own", "by_group", "by_label"}
+LATEST = {"own", "by_group", "by_label", "ranking"}
 RESERVE_BYTES = 1 << 20
 
 
@@ -93,6 +93,7 @@ class Result(BaseModel):
     own: OwnScored | None = None
     by_group: Scored | None = None
     by_label: Scored | None = None
+    ranking: dict[str, float] = {}
     confused: list[Pair] = []
     variants: dict[str, Variant] = {}
 

@@ -174,7 +174,7 @@ def test_every_feature_encoder_learns(small_corpus, model, tmp_path, kind):
     assert encoder.name == kind if kind == "tfidf" else encoder.name == f"{kind}:{model_name(model)}"
     assert set(result) == {
         *("best_epoch", "threshold", "validation", "test", "test_by_instance", "confused", "predictions"),
-        *("at_edge", "own", "by_group", "by_label", "own_epoch", "model", "labels"),
+        *("at_edge", "own", "by_group", "by_label", "own_epoch", "model", "labels", "ranking"),
         *("seconds", "peak_memory_bytes"),
     }
 

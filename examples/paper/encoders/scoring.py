@@ -12,10 +12,22 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.metrics import Activation, ThresholdedF1, label_report, predict_labels, threshold_grid
+from fused_balanced_loss.metrics import (
+    Activation,
+    CalibrationError,
+    LabelAveragePrecision,
+    RankingMetrics,
+    SampleAveragePrecision,
+    ThresholdedF1,
+    label_propensities,
+    label_report,
+    predict_labels,
+    threshold_grid,
+)
 
 # Grids of thresholds by name.
 GRIDS = {name: tuple(threshold_grid(name).tolist()) for name in ("paper", "full")}
+KS = (1, 3, 5)
 # Thresholds that differ from label to label.
 REFINED = ("by_group", "by_label")
 
@@ -84,17 +96,37 @@ def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activ
 
 def score_own(corpus: Corpus, logits: Iterable[Tensor], own: Json) -> Json:
     """Test at the thresholds that validation has chosen from the full grid: ``own``, ``by_group`` and ``by_label``;
-    and ``labels``, a LabelRow for each label at the own threshold.
+    ``ranking``, the figures without a threshold; and ``labels``, a LabelRow for each label at the own threshold.
 
     own: what :func:`score_validation` gives under this name.
     """
     chosen = {"own": own["threshold"], **{name: own[name].numpy() for name in REFINED}}
     f1 = _counter(corpus, np.unique(np.concatenate([np.atleast_1d(one) for one in chosen.values()])))
+    ranking = _Ranking(corpus)
     for batch, targets in _with_targets(corpus.test, logits):
-        f1.update(batch, targets)
+        for metric in (f1, *ranking.metrics):
+            metric.update(batch, targets)
     scored = {name: _scores(f1, thresholds) for name, thresholds in chosen.items()}
     scored["own"] |= {name: own[name] for name in ("threshold", "validation", "at_edge")}
-    return {**scored, "labels": label_report(f1, own["threshold"], corpus.label_names)}
+    labels = label_report(f1, own["threshold"], corpus.label_names)
+    return {**scored, "ranking": ranking.scores(), "labels": labels}
+
+
+class _Ranking:
+    """Figures that no threshold enters, in [0, 1]."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        number, statistics = corpus.num_labels, corpus.statistics
+        # The propensities' formula needs 3 training documents.
+        propensities = label_propensities(statistics) if statistics.num_samples >= 3 else None
+        self.top = RankingMetrics(number, [k for k in KS if k <= number], propensities=propensities)
+        self.by_sample, self.by_label = SampleAveragePrecision(number), LabelAveragePrecision(number)
+        self.calibration = CalibrationError(number)
+        self.metrics = (self.top, self.by_sample, self.by_label, self.calibration)
+
+    def scores(self) -> dict[str, float]:
+        precision = {"mAP": self.by_sample.value(), "label mAP": self.by_label.macro()}
+        return {**self.top.scores(), **precision, "ECE": self.calibration.value()}
 
 
 def _counter(corpus: Corpus, thresholds: Any, activation: Activation = "sigmoid") -> ThresholdedF1:
