@@ -12,28 +12,36 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import fmean
 
 import torch
-from corpora.corpus import Corpus, CorpusError
+from corpora.corpus import Corpus, CorpusError, PaperCorpus
 from encoders.encoder import Encoder, EncoderError
-from encoders.features import SVM_TFIDF, tfidf_features
+from encoders.features import tfidf_features
 from encoders.svm import SETTINGS as SVM_SETTINGS
 from encoders.svm import run_svm
+from encoders.tfidf import SVM_TFIDF
 from files import CacheError, Json
 from machine import describe_memory, is_main, number_of_processes
+from models import ModelStore
 from progress import progress
-from records import KINDS, RecordError, RecordStore
+from records import KINDS, RecordError, RecordStore, is_complete
 from report.corpus_figures import corpus_sizes, write_corpus_figures
 from report.document import make_report, tables_text
 from report.tables import corpus_table
 
 import fused_balanced_loss
 from fused_balanced_loss import LossSpec
-from fused_balanced_loss.metrics import PAPER_THRESHOLDS
 from fused_balanced_loss.spec import PAPER_MU
 
 FAILED, INTERRUPTED = 1, 130
+# The fields of LossSpec in the first records; those that came later count where they are not as by default.
+FIRST_FIELDS = (
+    *("gamma", "gamma_negative", "probability_margin", "weighting", "pooling", "beta_cb", "alpha", "beta", "mu"),
+    *("kappa", "lam", "positive_factor", "negative_factor"),
+)
+DEFAULTS = asdict(LossSpec())
 PACKAGES = ("accelerate", "datasets", "numpy", "scikit-learn", "torch", "transformers")
 
 
@@ -46,6 +54,15 @@ def versions() -> Json:
     return found
 
 
+def loss_settings(spec: LossSpec, paper: PaperCorpus | None) -> Json:
+    """All fields as the first records have them, so that what was run with the same settings is not run again."""
+    settings = asdict(spec)
+    if spec.mu is None:
+        # There it stands for losses too that do not depend on it.
+        settings["mu"] = PAPER_MU[paper or "reuters"]
+    return {name: value for name, value in settings.items() if name in FIRST_FIELDS or value != DEFAULTS[name]}
+
+
 @dataclass
 class Experiment:
     """All runs that ``options`` ask for; checkpoints lie in ``work`` below the output, one folder a run, until it is
@@ -56,7 +73,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.encoder: Encoder = self.options.encoder
-        self.store = RecordStore(self.options.output / "records")
+        options = self.options
+        self.store = RecordStore(options.output / "records")
+        self.models = ModelStore(options.output, options.save_models, options.model_thresholds)
 
     def run_missing(self) -> None:
         """Does and records every run without a record; may be interrupted at any time.
@@ -67,7 +86,7 @@ class Experiment:
         if is_main():
             self.store.open()
         runs = list(self._runs())
-        missing = {run: self.store.load(self._settings(*run)) is None for run in runs}
+        missing = {run: self._is_missing(*run) for run in runs}
         if any(missing[method, seed] for method, seed in runs if method != "SVM"):
             self.encoder.prepare(self.corpus)
             progress.finish(f"memory with the encoder's inputs at hand: {describe_memory()}")
@@ -79,6 +98,34 @@ class Experiment:
                 progress.finish("done before, skipped")
         if is_main():
             self.store.close()
+            self._say_what_redo_adds()
+
+    def _is_missing(self, method: str, seed: int) -> bool:
+        settings = self._settings(method, seed)
+        record = self.store.load(settings)
+        if record is None or not self.options.redo or method == "SVM":
+            return record is None
+        return not is_complete(record) or not self._has_model(settings, record)
+
+    def _has_model(self, settings: Json, record: Json) -> bool:
+        """Whether the run has left the model that is asked for, or another the better one."""
+        if self.options.save_models == "none" or "own" not in record["result"]:
+            return self.options.save_models == "none"
+        there = self.models.score(self.store.stem(settings), self.corpus)
+        best = record["result"]["own"]["validation"]["total"]["micro"]
+        if self.options.save_models == "all":
+            return there >= 0
+        if there < 0:
+            every = (one["result"] for one in self.records() if "own" in one["result"])
+            return best < max(one["own"]["validation"]["total"]["micro"] for one in every)
+        return there >= best
+
+    def _say_what_redo_adds(self) -> None:
+        records = [record for record in self.records() if record["settings"]["method"] != "SVM"]
+        if old := sum(not is_complete(record) for record in records):
+            progress.note(f"{old} of {len(records)} records lack figures of this version: --redo does their runs again")
+        elif not all(self._has_model(record["settings"], record) for record in records):
+            progress.note(f"no model of these runs in {self.models.folder('')}: --redo does again what it takes")
 
     def records(self) -> list[Json]:
         """The records of this experiment's runs, as far as they are done."""
@@ -100,6 +147,7 @@ class Experiment:
     def _run(self, method: str, seed: int) -> None:
         options, settings = self.options, self._settings(method, seed)
         folder = options.output / "work" / self.store.stem(settings)
+        spec = self._spec("DB" if method == "SVM" else method)
         epochs: list[Json] = []
 
         def report(epoch: Json) -> None:
@@ -109,29 +157,39 @@ class Experiment:
                 progress.epoch(epoch, self.encoder.num_epochs)
 
         if method != "SVM":
-            result = self.encoder.run(self.corpus, self._spec(method), seed, folder, report)
+            result = self.encoder.run(self.corpus, spec, seed, folder, report)
         elif is_main():
             features = tfidf_features(self.corpus, SVM_TFIDF, options.cache)
             result = run_svm(self.corpus, features, folder, options.threads)
         if not is_main():
             return
+        kept = self.models.keep(folder.name, self.corpus, settings, spec, result)
         self.store.save_done(settings, versions(), epochs, result)
         shutil.rmtree(folder, ignore_errors=True)
+        self._say_result(result, kept)
+
+    def _say_result(self, result: Json, kept: Path | None) -> None:
         total, tail = result["test"]["total"], result["test"]["tail"]
+        edge = ", the edge of the grid" if result.get("at_edge") else ""
+        own = ""
+        if "own" in result:
+            micro, macro = (100 * result["own"]["test"]["total"][kind] for kind in KINDS)
+            own = f"; at its own threshold {result['own']['threshold']:.3f} {micro:.2f}/{macro:.2f}"
         progress.finish(
             f"test micro/macro-F1 {100 * total['micro']:.2f}/{100 * total['macro']:.2f}, "
-            f"tail {100 * tail['micro']:.2f}/{100 * tail['macro']:.2f}, {result['seconds']:.0f} s, "
-            f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB"
+            f"tail {100 * tail['micro']:.2f}/{100 * tail['macro']:.2f}, "
+            f"at threshold {result['threshold']:.2f}{edge}{own}; "
+            f"{result['seconds']:.0f} s, peak {result['peak_memory_bytes'] / 2**30:.2f} GiB"
+            + (f"; model in {kept}" if kept else "")
         )
 
     @cached_property
-    def mu(self) -> float:
+    def mu(self) -> float | None:
         """Midpoint of the rebalanced weights: of a corpus of one's own the one that its training part suggests."""
         if self.options.mu is not None:
             return float(self.options.mu)
-        if self.corpus.paper is not None:
-            return PAPER_MU[self.corpus.paper]
-        return round(self.corpus.statistics.suggest_mu(self.corpus.train.targets), 4)
+        own = self.corpus.statistics.mu
+        return PAPER_MU[self.corpus.paper] if self.corpus.paper else own and round(own, 4)
 
     def _spec(self, method: str) -> LossSpec:
         spec = LossSpec.preset(method, corpus=self.corpus.paper or "reuters", convention=self.options.convention)
@@ -152,8 +210,8 @@ class Experiment:
             "encoder": self.encoder.name,
             **self.encoder.settings,
             "convention": self.options.convention,
-            "loss": asdict(self._spec(method)),
-            "thresholds": PAPER_THRESHOLDS.tolist(),
+            "loss": loss_settings(self._spec(method), self.corpus.paper),
+            "thresholds": list(self.options.thresholds),
         }
 
 

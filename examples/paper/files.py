@@ -47,6 +47,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``path`` when the block ends without an error; after one, the old
+    stays as it was."""
+    temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    try:
+        with naming(path):
+            # What a killed process has left is removed.
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for written in (one for one in temporary.rglob("*") if one.is_file()):
+                with open(written, "rb") as file:
+                    os.fsync(file.fileno())
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Has an OSError name the file: a full disk shows in calls that do not."""
     try:

@@ -6,20 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import models
 from encoders.bert_options import add_bert_options, bert_settings
 from encoders.encoder import Encoder
 from encoders.feature_encoder import FeatureEncoder
-from encoders.features import TfidfSettings
 from encoders.head import HeadSettings
+from encoders.scoring import GRIDS
+from encoders.tfidf import TfidfSettings
 from records import METHODS
 from required_packages import require
-from settings import add_settings, given_settings, integer, not_negative
+from settings import add_settings, given_settings, integer, not_negative, numbers_in_0_1
 
 from fused_balanced_loss.spec import CONVENTIONS
 
 ENCODERS = ("tfidf", "frozen", "frozen+tfidf", "bert")
 # The head over features of a frozen encoder.
 WITH_FROZEN = HeadSettings(learning_rate=3e-3, dropout=0.3)
+
+
+def grid(text: str) -> tuple[float, ...]:
+    """Thresholds by the name of a grid, or as numbers."""
+    return GRIDS.get(text) or numbers_in_0_1(text)
 
 
 def heads(tfidf: HeadSettings, frozen: HeadSettings = WITH_FROZEN) -> dict[str, HeadSettings]:
@@ -53,6 +60,17 @@ def make_parser(description: str, output: Path, paper_model: str = "bert-base-ca
     add_settings(group, HeadSettings, with_defaults=False)
     group.add_argument("--max-length", type=integer(1), default=256, help="tokens that a frozen encoder reads")
     add_bert_options(parser)
+    text = (
+        "grid from which validation chooses the threshold by which epochs and losses are compared: the paper's 0.40 to "
+        "0.60, the full one, or numbers such as 0.1,0.2; each method's own best of the full grid is always scored too"
+    )
+    add("--thresholds", type=grid, default="paper", metavar="paper|full|NUMBERS", help=text)
+    text = "models to keep: in OUTPUT/best_model the best on validation, in OUTPUT/models all, or none"
+    add("--save-models", choices=models.CHOICES, default="best", help=text)
+    text = "a kept model has one threshold, one for each of head, medium and tail, or one for each label"
+    add("--model-thresholds", choices=models.THRESHOLDS, default="run", help=text)
+    text = "do runs again that are recorded without figures of this version, or whose model is asked for and not there"
+    add("--redo", action="store_true", help=text)
     add("--output", type=Path, default=output, help="folder for records, tables and pictures")
     add("--cache", type=Path, default=Path("runs/cache"), help="folder for parsed documents, tokens and features")
     text = "CPU threads, and processes of the SVM; more do not pay on Reuters, and stall where the cores are shared"
@@ -94,11 +112,12 @@ def _make_encoder(
         require("transformers", "accelerate", "datasets", *(["tensorboard"] if settings.logs else []))
         from encoders.bert import BertEncoder
 
-        return BertEncoder(model or options.paper_model, settings, options.cache)
+        return BertEncoder(model or options.paper_model, settings, options.cache, options.thresholds)
     if kind == "tfidf" and model:
         parser.error("argument --model: --encoder tfidf has no model")
     if kind != "tfidf":
         require("transformers")
     head = replace(heads[kind], **given_settings(HeadSettings, options))
-    source = model or options.paper_model, options.max_length
-    return FeatureEncoder(kind, head, TfidfSettings(), *source, options.cache, options.fused_classifier)
+    source = model or options.paper_model, options.max_length, options.cache
+    how = options.fused_classifier, options.thresholds
+    return FeatureEncoder(kind, head, TfidfSettings(), *source, *how)

@@ -12,12 +12,15 @@ from progress import progress
 from pydantic import BaseModel, Field, ValidationError
 
 from fused_balanced_loss import SparseTargets
+from fused_balanced_loss.metrics import LabelRow, write_label_report
 from fused_balanced_loss.spec import PAPER_LOSSES
 
 METHODS = ("SVM", *PAPER_LOSSES)
 GROUPS = ("total", "head", "medium", "tail")
 KINDS = ("micro", "macro")
 RUNNING, DONE = "running", "done"
+# What a result of this version has, and an earlier one may lack.
+LATEST = {"own", "by_group", "by_label", "ranking"}
 RESERVE_BYTES = 1 << 20
 
 
@@ -66,12 +69,31 @@ class Variant(BaseModel):
     test_by_instance: dict[str, F1] = {}
 
 
+class Scored(BaseModel):
+    """Test scores at other thresholds."""
+
+    test: LabelGroups
+    test_by_instance: dict[str, F1] = {}
+
+
+class OwnScored(Scored):
+    """Those at the method's own best threshold."""
+
+    threshold: float
+    validation: LabelGroups
+    at_edge: bool
+
+
 class Result(BaseModel):
-    """What the tables are made from; a result may have more."""
+    """What the tables are made from; a result may have more, and those of earlier versions have less."""
 
     validation: LabelGroups
     test: LabelGroups
     test_by_instance: dict[str, F1] = {}
+    own: OwnScored | None = None
+    by_group: Scored | None = None
+    by_label: Scored | None = None
+    ranking: dict[str, float] = {}
     confused: list[Pair] = []
     variants: dict[str, Variant] = {}
 
@@ -84,6 +106,11 @@ def check(what: str, value: Any, form: type[BaseModel]) -> None:
         first = error.errors()[0]
         where = ".".join(map(str, (what, *first["loc"])))
         raise ValueError(f"{where}: {first['msg']}, got {first['input']!r:.80}") from error
+
+
+def is_complete(record: Json) -> bool:
+    """Whether the result has all figures that this version makes; an SVM's has no others."""
+    return record["settings"]["method"] == "SVM" or set(record["result"]) >= LATEST
 
 
 @dataclass(frozen=True)
@@ -173,19 +200,25 @@ class RecordStore:
             progress.warn(f"{self.path(settings)} cannot be written yet: {error.strerror or error}")
 
     def save_done(self, settings: Json, versions: Json, epochs: list[Json], result: Json) -> None:
-        """Writes the predictions, then the record, on a full disk the record alone.
+        """Writes the predictions and the scores of each label, then the record, on a full disk the record alone.
 
         Raises:
             RecordError: where something could not be written, after all that could be was.
         """
         predictions: SparseTargets = result["predictions"]
-        result = {**result, "predictions": f"{self.stem(settings)}.npz"}
-        failed = None
+        labels: list[LabelRow] | None = result.get("labels")
+        result = {name: value for name, value in result.items() if name != "labels"} | {"predictions": None}
+        failed, stem = None, self.stem(settings)
         try:
-            with atomic_file(self.folder / result["predictions"]) as path:
+            with atomic_file(self.folder / f"{stem}.npz") as path:
                 np.savez_compressed(path, crow=predictions.crow.numpy(), col=predictions.col.numpy().astype(np.int32))
+            result["predictions"] = f"{stem}.npz"
+            if labels:
+                with atomic_file(self.folder / f"{stem}.csv") as path:
+                    write_label_report(path, labels)
+                result["labels"] = f"{stem}.csv"
         except OSError as error:
-            failed, result["predictions"] = error, None
+            failed = error
             self.close()
         record = {"versions": versions, "status": DONE, "epochs": epochs, "result": result}
         try:

@@ -49,6 +49,13 @@ years = checked(_first_and_last, "years such as 2020-2021, or all")
 size = checked(
     float, "a share below 1 or a number of documents", lambda value: value > 0 and (value < 1 or value.is_integer())
 )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(sorted({float(part) for part in text.split(",")}))
+
+
+numbers_in_0_1 = checked(_numbers, "numbers in (0, 1) parted by commas", lambda found: 0 < found[0] <= found[-1] < 1)
 some_text = checked(str, "at least one character", bool)
 existing_file = checked(Path, "a file", Path.is_file)
 positive = number(0, math.inf)

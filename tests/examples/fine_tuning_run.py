@@ -53,6 +53,7 @@ def main(model, cache, folder, result, death, *changes):
     encoder.prepare(corpus)
     epochs = []
     done = encoder.run(corpus, LossSpec.preset("DB", corpus="reuters"), 0, Path(folder), epochs.append)
+    del done["model"]
     if is_main():
         predictions = done.pop("predictions").to_lists()
         Path(result).write_text(json.dumps({"epochs": epochs, **done, "predictions": predictions}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -160,7 +159,8 @@ def test_whole_run_then_nothing_left_to_do(arguments, tmp_path, capsys):
     for table in ("Table 1 of the paper", "Table 2 of the paper", "Table 3 of the paper"):
         assert table in output
     run = tmp_path / "run"
-    assert {path.name for path in run.iterdir()} == {"corpus.json", "label_counts.npz", "records", "report"}
+    left = {"best_model", "corpus.json", "label_counts.npz", "records", "report"}
+    assert {path.name for path in run.iterdir()} == left
     assert {"report.md", "report.json"} < {path.name for path in (run / "report").iterdir()}
     assert list((run / "report").rglob("*.png"))
     record = json.loads(next((run / "records").glob("DB-*.json")).read_text())
@@ -394,11 +394,12 @@ def test_every_setting_is_in_the_fingerprint(tmp_path):
         return experiment.Experiment(corpus, options)._settings("DB", 0)
 
     default = settings()
-    assert default["training"] == dataclasses.asdict(reproduce_reuters.HEADS["tfidf"])
-    changes = ("--convention authors", "--mu 0.5", "--hidden 8", "--fused-classifier")
+    assert default["training"] == reproduce_reuters.HEADS["tfidf"].as_json()
+    changes = ("--convention authors", "--mu 0.5", "--hidden 8", "--fused-classifier", "--patience 3")
+    changes += ("--thresholds full", "--thresholds 0.1,0.2")
     others = [settings(*change.split()) for change in changes]
-    assert len({fingerprint(one) for one in (default, *others)}) == 5
-    assert fingerprint(settings()) == fingerprint(default)
+    assert len({fingerprint(one) for one in (default, *others)}) == 1 + len(changes)
+    assert fingerprint(settings("--save-models", "all", "--redo")) == fingerprint(default)
     for path in (PAPER / "results" / "reuters" / "records").glob("DB-seed0-*.json"):
         recorded = json.loads(path.read_text())["settings"]
         if recorded["encoder"] == "tfidf":

@@ -19,10 +19,12 @@ from encoders import features as feature_files  # noqa: E402
 from encoders import head  # noqa: E402
 from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
-from encoders.features import SVM_TFIDF, TfidfSettings, frozen_features, model_name, tfidf_features  # noqa: E402  # noqa: E402
+from encoders.features import frozen_features, tfidf_features  # noqa: E402
+from encoders.frozen import FrozenEncoder, model_name  # noqa: E402
 from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
 from encoders.scoring import score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
+from encoders.tfidf import SVM_TFIDF, TfidfSettings  # noqa: E402
 from files import AppendedRows  # noqa: E402
 from progress import progress  # noqa: E402
 from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
@@ -116,16 +118,16 @@ def test_frozen_features_are_the_mean_over_the_tokens(small_corpus, model, tmp_p
 
 def test_interrupted_frozen_features_go_on(small_corpus, model, tmp_path, monkeypatch):
     encoded = []
-    encode = feature_files._encode
+    encode = FrozenEncoder._encode
 
-    def counted(texts, *rest):
+    def counted(encoder, texts):
         if len(encoded) == 2:
             encoded.append(0)
             raise KeyboardInterrupt
         encoded.append(len(texts))
-        return encode(texts, *rest)
+        return encode(encoder, texts)
 
-    monkeypatch.setattr(feature_files, "_encode", counted)
+    monkeypatch.setattr(FrozenEncoder, "_encode", counted)
     monkeypatch.setattr(feature_files, "BLOCK", feature_files.BATCH)
     with pytest.raises(KeyboardInterrupt):
         frozen_features(small_corpus, model, 8, tmp_path)
@@ -172,6 +174,7 @@ def test_every_feature_encoder_learns(small_corpus, model, tmp_path, kind):
     assert encoder.name == kind if kind == "tfidf" else encoder.name == f"{kind}:{model_name(model)}"
     assert set(result) == {
         *("best_epoch", "threshold", "validation", "test", "test_by_instance", "confused", "predictions"),
+        *("at_edge", "own", "by_group", "by_label", "own_epoch", "model", "labels", "ranking"),
         *("seconds", "peak_memory_bytes"),
     }
 
@@ -179,7 +182,7 @@ def test_every_feature_encoder_learns(small_corpus, model, tmp_path, kind):
 def test_dense_features_are_brought_to_one_scale():
     rng = np.random.default_rng(0)
     features = (rng.standard_normal((5000, 3)) * [1, 1e-3, 100] + [0, 5, -7]).astype(np.float32)
-    head = Head(Inputs(features=features), 2, HEAD)
+    head = Head.for_inputs(Inputs(features=features), 2, HEAD)
     scaled = (torch.from_numpy(features) - head.mean) / head.std
     assert torch.allclose(scaled.mean(0), torch.zeros(3), atol=1e-2)
     assert torch.allclose(scaled.std(0), torch.ones(3), atol=1e-2)
@@ -189,8 +192,9 @@ def test_scores_are_those_of_scikit_learn(corpus):
     generator = torch.Generator().manual_seed(0)
     logits = {part: torch.randn(len(split), 90, generator=generator) - 1 for part, split in corpus.splits.items()}
     validation = score_validation(corpus, logits["validation"].split(10))
-    scores = score_test(corpus, logits["test"].split(7), validation.threshold)
-    predicted = (logits["test"].sigmoid() > validation.threshold).numpy()
+    threshold = validation["protocol"]["threshold"]
+    scores = score_test(corpus, logits["test"].split(7), threshold)
+    predicted = (logits["test"].sigmoid() > threshold).numpy()
     dense = corpus.test.targets.to_dense().numpy()
     for name, mask in corpus.label_groups.items():
         for average in ("micro", "macro"):

@@ -404,7 +404,7 @@ def test_whole_report(run_folder, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     text = unpadded((output / "report.md").read_text())
     assert "Not finished: BCE seed 7 (1 epochs, best validation micro-F1 50.00)." in text
-    assert "| Reuters-21578, TF-IDF features, paper convention | 7 of 7 | 1.00 | 1.00 | 1.00 |" in text
+    assert "| Reuters-21578, TF-IDF features, paper convention | 7 of 7 | - | 1.00 | 1.00 | 1.00 |" in text
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (output / link).stat().st_size > 5000
     latex = (output / "report.tex").read_text()

@@ -116,6 +116,20 @@ def generate_articles(num_articles: int, num_labels: int, seed: int) -> Iterator
             }
 
 
+def write_labelled(path: Path, num_documents: int, num_labels: int, seed: int = 0) -> None:
+    """A tab-separated table as people have them: no header, and texts and labels that begin with quotes.
+
+    It is for ``run_corpus.py FILE --no-header --quoting none``; gzipped where ``path`` ends in ``.gz``.
+    """
+    with atomic_file(path) as temporary, _open(temporary) as file:
+        for number, article in enumerate(generate_articles(num_documents, num_labels, seed)):
+            text, names = f"{article['title']} {article['abstractText']}", article["meshMajor"]
+            # As in a corpus of quotations; the other quote need not be on the same line.
+            text = f'"{text}' if number % 2 else f'"{text[:40]}"{text[40:]}'
+            labels = (f'"{name}"' if int(name[-1]) < 3 else name for name in names)
+            file.write(f"{text}\t{';'.join(labels)}\n")
+
+
 def _cumulative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     cumulative = np.cumsum(weights) / weights.sum()
     cumulative[-1] = 1.0

@@ -5,11 +5,11 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from settings import setting, some_text
 
@@ -26,6 +26,7 @@ FIELD_LIMIT = 1 << 30
 NO_TEXT = "documents without text, left out"
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,42 @@ def load_table_files(
     return make_corpus(name, documents, partition, head=head, tail=tail)
 
 
+def read_texts(path: Path, options: TableOptions) -> Iterator[str]:
+    """The texts of a file, all of them and in order, of a .txt file its lines; CorpusError as when training."""
+    if _kind_of(path).suffix.lower() == ".txt":
+        yield from (line.rstrip("\r\n") for _, line in _open_rows(path, lambda file: enumerate(file, 1)))
+    else:
+        for where, row in _named_rows(path, options, (options.text,)):
+            yield _text(row, options, where)
+
+
 def _read(part: str, path: Path, options: TableOptions, remarks: Remarks) -> Iterator[Document]:
-    where = str(path)
+    for where, row in _named_rows(path, options, (options.text, options.labels)):
+        document = _document(row, part, options, where)
+        if document.text:
+            yield document
+        else:
+            remarks[NO_TEXT] += 1
+
+
+def _named_rows(path: Path, options: TableOptions, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    """Where each row stands, and the row, which has the needed fields."""
+    for number, row in _open_rows(path, lambda file: _rows(path, file, options, needed)):
+        where = f"{path}, line {number:,}"
+        if not isinstance(row, dict):
+            row = _json_row(row, where)
+            for field in needed:
+                if field not in row:
+                    raise CorpusError(f"{where}: expected a field {field!r}, got {', '.join(row) or 'none'}")
+        yield where, row
+
+
+def _open_rows(path: Path, rows: Callable[[IO[str]], Iterator[T]]) -> Iterator[T]:
     try:
         with open_binary(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", newline="") as file:
-            for number, row in _rows(path, file, options):
-                where = f"{path}, line {number:,}"
-                document = _document(row if isinstance(row, dict) else _json_row(row, where), part, options, where)
-                if document.text:
-                    yield document
-                else:
-                    remarks[NO_TEXT] += 1
+            yield from rows(file)
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8, got another encoding: {error}") from error
-    except RecursionError as error:
-        raise CorpusError(
-            f"{where}: expected strings and lists of strings, got JSON that is nested too deeply"
-        ) from error
     except (OSError, EOFError, zlib.error) as error:
         # The errors of a broken gzip file have no strerror.
         raise CorpusError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -95,11 +115,11 @@ def _kind_of(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
-def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[int, Row | str]]:
+def _rows(path: Path, file: IO[str], options: TableOptions, needed: Sequence[str]) -> Iterator[tuple[int, Row | str]]:
     """The line on which each row ends, and the row; of JSON Lines as it stands."""
     suffix = _kind_of(path).suffix.lower()
     if suffix in DELIMITERS:
-        yield from _table_rows(path, file, DELIMITERS[suffix], options)
+        yield from _table_rows(path, file, DELIMITERS[suffix], options, needed)
     elif suffix not in JSON_LINES:
         expected = ", ".join((*JSON_LINES, *DELIMITERS))
         raise CorpusError(f"{path}: expected a file ending in one of {expected}, or in one of them and .gz")
@@ -112,6 +132,10 @@ def _rows(path: Path, file: IO[str], options: TableOptions) -> Iterator[tuple[in
 def _json_row(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
+    except RecursionError as error:
+        raise CorpusError(
+            f"{where}: expected strings and lists of strings, got JSON that is nested too deeply"
+        ) from error
     except ValueError as error:
         raise CorpusError(f"{where}: expected a JSON object a line, got {line.strip()[:60]!r}: {error}") from error
     if not isinstance(row, dict):
@@ -119,13 +143,15 @@ def _json_row(line: str, where: str) -> Row:
     return row
 
 
-def _table_rows(path: Path, file: IO[str], delimiter: str, options: TableOptions) -> Iterator[tuple[int, Row]]:
+def _table_rows(
+    path: Path, file: IO[str], delimiter: str, options: TableOptions, needed: Sequence[str]
+) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(FIELD_LIMIT)
     reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=QUOTING[options.quoting])
     try:
         first = next(reader, [])
         names = first if options.header else [str(number) for number in range(1, len(first) + 1)]
-        _check_columns(path, names, options)
+        _check_columns(path, names, needed, header=options.header)
         for row in reader if options.header else chain([first], reader):
             if row and len(row) != len(names):
                 raise CorpusError(f"{path}, line {reader.line_num:,}: expected {len(names)} fields, got {len(row)}")
@@ -134,26 +160,22 @@ def _table_rows(path: Path, file: IO[str], delimiter: str, options: TableOptions
                 yield reader.line_num, dict(zip(names, row, strict=True))
     except csv.Error as error:
         hint = "; --quoting none takes quotes as text" if options.quoting == "minimal" else ""
+        # Whoever has such a file often has no header either, and is told once.
+        hint += ", --no-header the first line as a document" if hint and options.header else ""
         raise CorpusError(f"{path}, line {reader.line_num:,}: {error}{hint}") from error
 
 
-def _check_columns(path: Path, names: list[str], options: TableOptions) -> None:
+def _check_columns(path: Path, names: list[str], needed: Sequence[str], *, header: bool) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise CorpusError(f"{path}: expected different columns, got {', '.join(map(repr, twice))} more than once")
-    if {options.text, options.labels} - set(names):
-        hint = "; --no-header is for files whose first line is a document" if options.header and names else ""
-        raise CorpusError(
-            f"{path}: expected the columns {options.text!r} and {options.labels!r}, got {names or 'none'}{hint}"
-        )
+    if set(needed) - set(names):
+        hint = "; --no-header is for files whose first line is a document" if header and names else ""
+        expected = f"the columns {' and '.join(map(repr, needed))}" if len(needed) > 1 else f"the column {needed[0]!r}"
+        raise CorpusError(f"{path}: expected {expected}, got {names or 'none'}{hint}")
 
 
 def _document(row: Row, part: str, options: TableOptions, where: str) -> Document:
-    for field in (options.text, options.labels):
-        if field not in row:
-            raise CorpusError(f"{where}: expected a field {field!r}, got {', '.join(row) or 'none'}")
-    text, labels = row[options.text], row[options.labels]
-    if not isinstance(text, str):
-        raise CorpusError(f"{where}: {options.text}: expected a string, got {type(text).__name__}")
+    text, labels = _text(row, options, where), row[options.labels]
     if isinstance(labels, str):
         labels = labels.split(options.separator)
     if not isinstance(labels, list) or not all(isinstance(label, (str, int)) for label in labels):
@@ -164,3 +186,10 @@ def _document(row: Row, part: str, options: TableOptions, where: str) -> Documen
     names = (str(label).strip() for label in labels)
     labels = clean_labels([name for name in names if name], f"{where}: {options.labels}")
     return Document(text.strip(), labels, SPLITS.get(split, ""))
+
+
+def _text(row: Row, options: TableOptions, where: str) -> str:
+    text = row[options.text]
+    if not isinstance(text, str):
+        raise CorpusError(f"{where}: {options.text}: expected a string, got {type(text).__name__}")
+    return text

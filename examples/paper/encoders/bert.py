@@ -4,7 +4,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +16,17 @@ from corpora.corpus import Corpus
 from files import Json, atomic_file, digest
 from machine import is_main, number_of_processes, peak_memory
 from progress import progress
-from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from encoders.bert_options import BertSettings, Precision
-from encoders.encoder import EncoderError, Report
-from encoders.features import model_name
+from encoders.encoder import EncoderError, Report, TrainedModel
+from encoders.frozen import model_name
 from encoders.pretrained import load_classifier, load_tokenizer, tokenize
-from encoders.scoring import score_test, score_validation
+from encoders.saved_bert import copy_checkpoint
+from encoders.scoring import GRIDS, score_own, score_test, score_validation
 from encoders.training import EpochReport, epochs_of, is_over, logits_of, progress_of, train, without_nan
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
 from fused_balanced_loss.integrations.fused_head import fuse_classifier
@@ -53,11 +53,13 @@ class BertEncoder:
         model: any name or local folder that AutoModelForSequenceClassification takes.
         asked: settings; what is "auto" among them is decided here.
         cache: folder of tokens and searches.
+        thresholds: the protocol's grid.
     """
 
     model: str
     asked: BertSettings
     cache: Path
+    thresholds: Sequence[float] = GRIDS["paper"]
 
     distributed = True
 
@@ -100,14 +102,22 @@ class BertEncoder:
         start = time.perf_counter()
         model: Any = trainer.model
         load_model(model, best / SAFE_WEIGHTS_NAME)
-        self._keep(model, folder.name)
-        validation = score_validation(corpus, logits_of(trainer, self.tokens["validation"]))
+        validation = score_validation(corpus, logits_of(trainer, self.tokens["validation"]), self.thresholds)
+        protocol, own = validation["protocol"], validation["own"]
         scores = [epoch["micro_f1"] for epoch in epochs]
+        best_epoch = 1 + scores.index(max(scores))
+
+        def write(folder: Path) -> Json:
+            return copy_checkpoint(best, self.tokenizer, settings.max_length, folder)
+
         result = {
-            "best_epoch": 1 + scores.index(max(scores)),
-            "threshold": validation.threshold,
-            "validation": validation.scores,
-            **score_test(corpus, logits_of(trainer, self.tokens["test"]), validation.threshold),
+            "best_epoch": best_epoch,
+            **{name: protocol[name] for name in ("threshold", "validation", "at_edge")},
+            **score_test(corpus, logits_of(trainer, self.tokens["test"]), protocol["threshold"]),
+            # Trainer keeps the best epoch by the protocol alone.
+            **score_own(corpus, logits_of(trainer, self.tokens["test"]), own),
+            "own_epoch": best_epoch,
+            "model": TrainedModel(write, own),
             "learning_rate": rate,
             "search": search,
             "seconds": epochs[-1]["seconds"] + time.perf_counter() - start,
@@ -190,7 +200,7 @@ class BertEncoder:
             processing_class=self.tokenizer,
             data_collator=DataCollatorForMultiLabel(self.tokenizer, self.corpus.num_labels),
             compute_loss_func=lambda *outputs, **more: losses["loss"](*outputs, **more),
-            compute_metrics=compute_metrics(ThresholdedF1(self.corpus.num_labels)),
+            compute_metrics=self._compute_metrics(),
             preprocess_logits_for_metrics=lambda logits, _: without_nan(logits),
             callbacks=list(callbacks),
         )
@@ -266,13 +276,16 @@ class BertEncoder:
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs / name))))
         return callbacks
 
-    def _keep(self, model: Any, name: str) -> None:
-        if self.asked.keep is not None and is_main():
-            try:
-                model.save_pretrained(self.asked.keep / name)
-                self.tokenizer.save_pretrained(self.asked.keep / name)
-            except (OSError, SafetensorError) as error:
-                progress.warn(f"the model could not be kept in {self.asked.keep / name}: {error}")
+    def _compute_metrics(self) -> Callable[..., Json]:
+        """Those at the threshold of the protocol, and the same with ``own_`` at the method's own."""
+        grids = {"": self.thresholds, "own_": GRIDS["full"]}
+        counted = {kind: compute_metrics(ThresholdedF1(self.corpus.num_labels, grid)) for kind, grid in grids.items()}
+
+        def compute(prediction: Any, compute_result: bool = True) -> Json:
+            each = {kind: count(prediction, compute_result) for kind, count in counted.items()}
+            return {f"{kind}{name}": value for kind, found in each.items() for name, value in found.items()}
+
+        return compute
 
 
 def _read_search(file: Path) -> dict[str, Json]:

@@ -23,8 +23,8 @@ def _rate_or_search(text: str) -> float | None:
 class BertSettings:
     """The paper's, as far as it states them: length 512, batch 32, AdamW with weight decay 0.01, rate by search.
 
-    Each field says what it is. ``learning_rate`` None searches; ``train_documents`` None takes all; ``keep`` and
-    ``logs`` None write nothing. ``initial_bias``: a negative one begins with rare labels, as Lin et al. (ICCV 2017) do.
+    Each field says what it is. ``learning_rate`` None searches; ``train_documents`` None takes all; ``logs`` None
+    writes nothing. ``initial_bias``: a negative one begins with rare labels, as Lin et al. (ICCV 2017) do.
     """
 
     epochs: int = setting(20, integer(1), "the most passes over the training documents")
@@ -42,7 +42,6 @@ class BertSettings:
     train_documents: int | None = setting(None, integer(1), "of a random part, the same for all runs (default: all)")
     precision: Precision = setting("auto", str, "auto is bf16 or fp16 where there is", choices=get_args(Precision))
     checkpoint_steps: int = setting(500, integer(1), "steps between checkpoints within an epoch", aside=True)
-    keep: Path | None = setting(None, Path, "folder for the best models, for transformers", aside=True)
     logs: Path | None = setting(None, Path, "folder for logs, also for TensorBoard", aside=True)
     fused_classifier: bool = False
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from corpora.corpus import Corpus
 from files import Json
@@ -14,6 +14,14 @@ Report = Callable[[Json], None]
 
 class EncoderError(Exception):
     """The encoder cannot be had: unknown model, no network, a package missing."""
+
+
+class TrainedModel(NamedTuple):
+    """The model at its own best: ``write`` fills a folder and returns what loading needs besides, ``own`` is what
+    ``score_validation`` gave under that name."""
+
+    write: Callable[[Path], Json]
+    own: Json
 
 
 class Encoder(Protocol):
@@ -52,6 +60,7 @@ class Encoder(Protocol):
                 after a resumption with the earlier epochs first.
 
         Returns:
-            What :func:`encoders.scoring.score_test` returns, with ``best_epoch``, ``threshold``, ``validation``,
-            ``seconds`` and ``peak_memory_bytes``.
+            What :func:`encoders.scoring.score_test` and ``score_own`` return, with ``best_epoch``, ``threshold``,
+            ``validation``, ``at_edge``, ``own_epoch``, ``seconds`` and ``peak_memory_bytes``, and ``model``, a
+            :class:`TrainedModel`.
         """

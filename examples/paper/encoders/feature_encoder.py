@@ -1,5 +1,6 @@
 """A trained head over features that are computed once: TF-IDF, a frozen pretrained encoder's, or both."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -7,9 +8,13 @@ from pathlib import Path
 from corpora.corpus import Corpus
 from files import Json
 
-from encoders.encoder import Report
-from encoders.features import TfidfSettings, frozen_features, model_name, tfidf_features
+from encoders.encoder import Report, TrainedModel
+from encoders.features import frozen_features, tfidf_features, tfidf_vectorizer
+from encoders.frozen import FrozenEncoder, model_name
 from encoders.head import HeadSettings, HeadTraining, Inputs
+from encoders.saved_head import SavedHead
+from encoders.scoring import GRIDS
+from encoders.tfidf import TfidfSettings
 from fused_balanced_loss import LossSpec
 
 
@@ -32,6 +37,7 @@ class FeatureEncoder:
     max_length: int
     cache: Path
     fused_classifier: bool = False
+    thresholds: Sequence[float] = GRIDS["paper"]
     inputs: dict[str, Inputs] = field(default_factory=dict)
 
     distributed = False
@@ -49,7 +55,7 @@ class FeatureEncoder:
         words = {"tfidf": asdict(self.tfidf)} if "tfidf" in self.kind else {}
         length = {"max_length": self.max_length} if "frozen" in self.kind else {}
         fused = {"fused_classifier": True} if self.fused_classifier else {}
-        return {"training": asdict(self.head), **words, **length, **fused}
+        return {"training": self.head.as_json(), **words, **length, **fused}
 
     def prepare(self, corpus: Corpus) -> None:
         words, features = {}, {}
@@ -60,5 +66,11 @@ class FeatureEncoder:
         self.inputs = {part: Inputs(words.get(part), features.get(part)) for part in corpus.splits}
 
     def run(self, corpus: Corpus, spec: LossSpec, seed: int, folder: Path, report: Report) -> Json:
-        training = HeadTraining(corpus, self.inputs, spec, self.head, seed, self.fused_classifier)
-        return training.run(folder, report)
+        training = HeadTraining(corpus, self.inputs, spec, self.head, seed, self.fused_classifier, self.thresholds)
+
+        def write(folder: Path) -> Json:
+            vectorizer = tfidf_vectorizer(corpus, self.tfidf, self.cache) if "tfidf" in self.kind else None
+            frozen = FrozenEncoder(self.model, self.max_length) if "frozen" in self.kind else None
+            return SavedHead(training.head, vectorizer, frozen).save(folder, self.head, self.tfidf)
+
+        return {**training.run(folder, report), "model": TrainedModel(write, training.best["own"])}

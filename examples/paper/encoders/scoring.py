@@ -1,38 +1,75 @@
 """Threshold by validation, the scores of a run from a stream of logits, and which labels it confuses."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import torch
 from corpora.corpus import Corpus, Split
 from files import Json
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from fused_balanced_loss import SparseTargets
-from fused_balanced_loss.metrics import PAPER_THRESHOLDS, Activation, ThresholdedF1, predict_labels
+from fused_balanced_loss.metrics import (
+    Activation,
+    CalibrationError,
+    LabelAveragePrecision,
+    RankingMetrics,
+    SampleAveragePrecision,
+    ThresholdedF1,
+    label_propensities,
+    label_report,
+    predict_labels,
+    threshold_grid,
+)
+
+# Grids of thresholds by name.
+GRIDS = {name: tuple(threshold_grid(name).tolist()) for name in ("paper", "full")}
+KS = (1, 3, 5)
+# Thresholds that differ from label to label.
+REFINED = ("by_group", "by_label")
 
 # Missed labels whose pairs are counted at once, which bounds the memory of a model that predicts nearly everything.
 BLOCK = 256
 
 
-class Validation(NamedTuple):
-    """The threshold of the best micro-F1 (the lowest of equals), that micro-F1, and the scores by label group."""
-
-    threshold: float
-    micro_f1: float
-    scores: Json
-
-
 def score_validation(
-    corpus: Corpus, logits: Iterable[Tensor], thresholds: Any = PAPER_THRESHOLDS, activation: Activation = "sigmoid"
-) -> Validation:
-    """From batches of logits [n, C] over all of ``corpus.validation``, in order."""
-    f1 = ThresholdedF1(corpus.num_labels, thresholds, corpus.label_groups, activation=activation)
+    corpus: Corpus, logits: Iterable[Tensor], grid: Any = GRIDS["paper"], activation: Activation = "sigmoid"
+) -> Json:
+    """From batches of logits [n, C] over all of ``corpus.validation``, in order.
+
+    Returns:
+        ``protocol``: :func:`_choice` by the grid; for probabilities ``own``, too, by the full grid, with
+        ``by_group`` and ``by_label``, the thresholds [C] that are best for each group of labels and for each label.
+    """
+    grids = {"protocol": np.asarray(grid, np.float64)}
+    if activation == "sigmoid":
+        grids["own"] = np.array(GRIDS["full"])
+    every = np.unique(np.concatenate(list(grids.values())))
+    f1 = ThresholdedF1(corpus.num_labels, every, corpus.label_groups, activation=activation)
     for batch, targets in _with_targets(corpus.validation, logits):
         f1.update(batch, targets)
-    threshold, micro, _ = f1.best()
-    return Validation(threshold, micro, f1.scores(threshold))
+    found = {name: _choice(f1, one) for name, one in grids.items()}
+    if "own" in found:
+        refined = {"by_group": f1.best_by_group(), "by_label": f1.best_by_label()}
+        found["own"] |= {name: torch.from_numpy(thresholds) for name, thresholds in refined.items()}
+    return found
+
+
+def _choice(f1: ThresholdedF1, grid: NDArray[np.float64]) -> Json:
+    """``threshold`` of the best micro-F1 (the lowest of equals), that ``micro_f1``, the ``validation`` scores by label
+    group, and whether the threshold is ``at_edge``: beyond the grid there may be a better one."""
+    micro = np.where(np.isin(f1.thresholds, grid), f1.micro(), -1.0)
+    threshold = float(f1.thresholds[micro == micro.max()].min())
+    at_edge = len(grid) > 1 and threshold in (grid.min(), grid.max())
+    return {
+        "threshold": threshold,
+        "micro_f1": float(micro.max()),
+        "validation": f1.scores(threshold),
+        "at_edge": bool(at_edge),
+    }
 
 
 def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activation: Activation = "sigmoid") -> Json:
@@ -42,8 +79,7 @@ def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activ
         ``test`` and ``test_by_instance``: micro- and macro-F1 by group; ``confused``: the most frequent pairs of a
         missed and a wrongly predicted label; ``predictions``: SparseTargets, which the experiment puts into a file.
     """
-    groups = corpus.label_groups, corpus.instance_groups
-    f1 = ThresholdedF1(corpus.num_labels, [threshold], *groups, activation=activation)
+    f1 = _counter(corpus, [threshold], activation)
 
     def counted() -> Iterator[Tensor]:
         for batch, targets in _with_targets(corpus.test, logits):
@@ -52,11 +88,61 @@ def score_test(corpus: Corpus, logits: Iterable[Tensor], threshold: float, activ
 
     predictions = predict_labels(counted(), threshold, activation=activation)
     return {
-        "test": f1.scores(threshold),
-        "test_by_instance": f1.instance_scores(threshold),
+        **_scores(f1, threshold),
         "confused": confused_pairs(predictions, corpus.test.targets, corpus.label_names),
         "predictions": predictions,
     }
+
+
+def score_own(corpus: Corpus, logits: Iterable[Tensor], own: Json) -> Json:
+    """Test at the thresholds that validation has chosen from the full grid: ``own``, ``by_group`` and ``by_label``;
+    ``ranking``, the figures without a threshold; and ``labels``, a LabelRow for each label at the own threshold.
+
+    own: what :func:`score_validation` gives under this name.
+    """
+    chosen = {"own": own["threshold"], **{name: own[name].numpy() for name in REFINED}}
+    f1 = _counter(corpus, np.unique(np.concatenate([np.atleast_1d(one) for one in chosen.values()])))
+    ranking = _Ranking(corpus)
+    for batch, targets in _with_targets(corpus.test, logits):
+        for metric in (f1, *ranking.metrics):
+            metric.update(batch, targets)
+    scored = {name: _scores(f1, thresholds) for name, thresholds in chosen.items()}
+    scored["own"] |= {name: own[name] for name in ("threshold", "validation", "at_edge")}
+    labels = label_report(f1, own["threshold"], corpus.label_names)
+    return {**scored, "ranking": ranking.scores(), "labels": labels}
+
+
+class _Ranking:
+    """Figures that no threshold enters, in [0, 1]."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        number, statistics = corpus.num_labels, corpus.statistics
+        # The propensities' formula needs 3 training documents.
+        propensities = label_propensities(statistics) if statistics.num_samples >= 3 else None
+        self.top = RankingMetrics(number, [k for k in KS if k <= number], propensities=propensities)
+        self.by_sample, self.by_label = SampleAveragePrecision(number), LabelAveragePrecision(number)
+        self.calibration = CalibrationError(number)
+        self.metrics = (self.top, self.by_sample, self.by_label, self.calibration)
+
+    def scores(self) -> dict[str, float]:
+        precision = {"mAP": self.by_sample.value(), "label mAP": self.by_label.macro()}
+        return {**self.top.scores(), **precision, "ECE": self.calibration.value()}
+
+
+def _counter(corpus: Corpus, thresholds: Any, activation: Activation = "sigmoid") -> ThresholdedF1:
+    groups = corpus.label_groups, corpus.instance_groups
+    return ThresholdedF1(corpus.num_labels, thresholds, *groups, activation=activation)
+
+
+def _scores(f1: ThresholdedF1, threshold: Any) -> Json:
+    return {"test": f1.scores(threshold), "test_by_instance": f1.instance_scores(threshold)}
+
+
+def epochs_since_best(epochs: Sequence[Json]) -> int:
+    """Epochs since validation was last better, at the threshold of the protocol or at the method's own."""
+    kinds = ("micro_f1", "own_micro_f1")
+    scores = [found for kind in kinds if len(found := [one[kind] for one in epochs if kind in one]) == len(epochs)]
+    return min((len(found) - 1 - found.index(max(found)) for found in scores), default=0)
 
 
 def _with_targets(split: Split, logits: Iterable[Tensor]) -> Iterator[tuple[Tensor, SparseTargets]]:

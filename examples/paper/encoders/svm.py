@@ -19,8 +19,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from encoders.features import SVM_TFIDF, SparseFeatures
+from encoders.features import SparseFeatures
 from encoders.scoring import score_test, score_validation
+from encoders.tfidf import SVM_TFIDF
 
 SHIFTS: NDArray[np.float64] = np.arange(-10, 11) / 20
 SETTINGS: Json = {"tfidf": asdict(SVM_TFIDF), "C": 1.0, "shifts": SHIFTS.tolist()}
@@ -48,12 +49,12 @@ def run_svm(corpus: Corpus, features: SparseFeatures, folder: Path, jobs: int) -
         decisions = _decisions(corpus, features, weight, folder, jobs)
         validation, test = decisions[: len(corpus.validation)], decisions[len(corpus.validation) :]
         for shifts in ([0.0], SHIFTS):
-            chosen = score_validation(corpus, _batches(validation), shifts, "none")
-            scores = score_test(corpus, _batches(test), chosen.threshold, "none")
-            headline = headline or {"threshold": 0.0, "validation": chosen.scores, **scores}
-            variant = name if len(shifts) == 1 else f"{name}, shift {chosen.threshold:+.2f}"
+            chosen = score_validation(corpus, _batches(validation), shifts, "none")["protocol"]
+            scores = score_test(corpus, _batches(test), chosen["threshold"], "none")
+            headline = headline or {"threshold": 0.0, "validation": chosen["validation"], **scores}
+            variant = name if len(shifts) == 1 else f"{name}, shift {chosen['threshold']:+.2f}"
             tested = {part: scores[part] for part in ("test", "test_by_instance")}
-            variants[variant] = {"validation": chosen.scores, **tested}
+            variants[variant] = {"validation": chosen["validation"], **tested}
     del variants["SVM"]
     return {
         **headline,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from encoders.encoder import EncoderError, Report
+from encoders.scoring import epochs_since_best
 
 # In a checkpoint: itself and AdamW's two moments, in float32.
 BYTES_A_WEIGHT = 12
@@ -40,8 +41,9 @@ def epochs_of(history: Sequence[Json]) -> list[Json]:
         elif "eval_micro_f1" in entry:
             loss = total / max(steps, 1)
             epoch = {"number": len(epochs) + 1, "loss": loss if math.isfinite(loss) else None}
-            named = {"micro_f1": "eval_micro_f1", "threshold": "eval_threshold", "seconds": "seconds"}
-            epochs.append(epoch | {name: entry[key] for name, key in named.items()})
+            named = {name: f"eval_{name}" for name in ("micro_f1", "threshold", "own_micro_f1", "own_threshold")}
+            named["seconds"] = "seconds"
+            epochs.append(epoch | {name: entry[key] for name, key in named.items() if key in entry})
             total, steps = 0.0, 0
     return epochs
 
@@ -50,9 +52,7 @@ def is_over(epochs: Sequence[Json], most: int, patience: int) -> bool:
     """After ``most`` epochs, ``patience`` epochs without a better micro-F1 (0: never), or a loss that diverged."""
     if not epochs:
         return False
-    scores = [epoch["micro_f1"] for epoch in epochs]
-    stale = len(scores) - 1 - scores.index(max(scores))
-    return len(epochs) >= most or 0 < patience <= stale or epochs[-1]["loss"] is None
+    return len(epochs) >= most or 0 < patience <= epochs_since_best(epochs) or epochs[-1]["loss"] is None
 
 
 class EpochReport(TrainerCallback):

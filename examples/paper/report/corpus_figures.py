@@ -37,6 +37,11 @@ class CorpusFigures:
     counts: Counts
     co_occurrence: csr_array
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Training documents by label."""
+        return dict(zip(self.label_names, self.counts.tolist(), strict=True))
+
 
 def corpus_sizes(corpus: Corpus) -> Json:
     """The figures of Table 1: over all documents, where no part is named."""
@@ -63,7 +68,7 @@ def corpus_sizes(corpus: Corpus) -> Json:
         "tail": corpus.tail,
         "label_groups": {name: int(mask.sum()) for name, mask in corpus.label_groups.items()},
         "instance_groups": groups,
-        "mu": corpus.statistics.suggest_mu(parts["train"]) if len(parts["train"].col) else None,
+        "mu": corpus.statistics.mu,
     }
 
 

@@ -1,7 +1,7 @@
 """The report: all tables and figures of the runs in some folders, as Markdown and LaTeX, and their numbers as JSON."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from records import GROUPS, Run, make_run
 from report.agreement import claims_table, order_table, overview_table
 from report.corpus_figures import SIZES, CorpusFigures, read_corpus_figures
 from report.figures import draw_co_occurrence, draw_long_tail, draw_rare_labels, save
-from report.groups import Group, group_runs, read_runs, slug
+from report.groups import Figures, Group, group_runs, read_runs, slug
+from report.labels import label_table
 from report.paper_scores import paper_scores
 from report.table import Table, latex_escape
 from report.tables import ablation_table, confusion_table, corpus_table, frequency_table, instance_table, runs_table
+from report.thresholds import ranking_table, threshold_table
 
 PREAMBLE = r"""\documentclass{article}
 \usepackage[a4paper,margin=2cm]{geometry}
@@ -54,6 +56,10 @@ class Document:
             self._write(path, table.latex() + "\n")
             self.markdown.append(table.markdown())
             self.latex.append(rf"\input{{{path.with_suffix('').as_posix()}}}")
+
+    def file(self, text: str, place: str, what: str) -> None:
+        self._write(Path(place), text)
+        self.markdown.append(f"[{what}]({place})\n")
 
     def figure(self, figure: Figure, place: str, name: str, caption: str) -> None:
         stem = Path(place, name)
@@ -123,7 +129,8 @@ def make_report(folders: Sequence[Path], output: Path) -> list[Path]:
         for group in groups:
             if group.fingerprint == fingerprint:
                 paper = papers.get(fingerprint)
-                _add_group(document, group, paper, document.unused(f"{place}/{group.slug}"))
+                counts = corpora[fingerprint].label_counts if fingerprint in corpora else {}
+                _add_group(document, group, paper, document.unused(f"{place}/{group.slug}"), counts)
                 content["groups"].append(_as_json(group, paper))
     return document.finish(content)
 
@@ -141,6 +148,7 @@ def tables_text(records: Iterable[Json], paper: str | None) -> str:
         if group.rows:
             claims = claims_table(group) if paper else None
             tables = (frequency_table(group, paper), instance_table(group, paper), claims)
+            tables += (threshold_table(group), ranking_table(group))
             texts += [table.text() for table in tables if table is not None]
     return "\n\n".join(texts)
 
@@ -168,7 +176,9 @@ def _add_corpus(document: Document, corpus: CorpusFigures, place: str) -> None:
     document.figure(draw_co_occurrence(corpus), place, "figure3", caption)
 
 
-def _add_group(document: Document, group: Group, paper: str | None, place: str) -> None:
+def _add_group(
+    document: Document, group: Group, paper: str | None, place: str, label_counts: Mapping[str, int]
+) -> None:
     document.heading(3, group.about)
     if group.unfinished:
         document.paragraph(f"Not finished: {'; '.join(map(_progress, group.unfinished))}.")
@@ -176,11 +186,16 @@ def _add_group(document: Document, group: Group, paper: str | None, place: str) 
         return
     if paper:
         document.table(claims_table(group), place)
+        document.table(claims_table(group, own=True), place)
         document.table(order_table(group, paper), place)
     document.table(frequency_table(group, paper), place)
+    for table in (threshold_table(group), ranking_table(group)):
+        document.table(table, place)
     document.figure(draw_rare_labels(group, paper), place, "rare_labels", f"{group.about}: medium and tail labels")
     for table in (instance_table, ablation_table, confusion_table):
         document.table(table(group, paper), place)
+    if labels := label_table(group, label_counts):
+        document.file(labels, f"{place}/labels.csv", "Each label by itself, at the methods' own thresholds")
     document.table(runs_table(group), place)
 
 
@@ -194,14 +209,20 @@ def _as_json(group: Group, paper: str | None) -> Json:
     """F1 in percent by row, ours and the paper's."""
     rows: Json = {}
     for row in group.rows:
-        ours = {
-            name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()}
-            for name, kinds in row.scores.items()
-        }
+        ours = _means(row.scores)
         rows[row.name] = {"runs": len(row.runs)}
         for part, table, by_label in (("by_label_frequency", 2, True), ("by_labels_an_instance", 3, False)):
             rows[row.name][part] = {
                 "ours": {name: f1s for name, f1s in ours.items() if (name in GROUPS) is by_label},
                 "paper": paper_scores(table, paper).get(row.method or "", {}),
             }
+        for name in ("own", "by_group", "by_label"):
+            if scores := row.scores_at(name):
+                rows[row.name][name] = _means(scores)
     return {"corpus": group.corpus, "encoder": group.encoder, "convention": group.convention, "rows": rows}
+
+
+def _means(scores: Figures) -> Json:
+    return {
+        name: {kind: {"mean": f1.mean, "std": f1.std} for kind, f1 in kinds.items()} for name, kinds in scores.items()
+    }

@@ -53,6 +53,12 @@ class Row:
     runs: Sequence[Run]
     scores: Figures
 
+    def scores_at(self, name: str) -> Figures | None:
+        """Those at other thresholds: ``own``, ``by_group`` or ``by_label``; None where a run's record has none."""
+        found = [(run.result or {}).get(name) for run in self.runs]
+        parts = [one["test"] | one["test_by_instance"] for one in found if one]
+        return summarize(parts) if len(parts) == len(found) else None
+
 
 @dataclass(frozen=True)
 class Group:
@@ -190,13 +196,14 @@ def _make_row(name: str, method: str | None, runs: Sequence[Run], results: Seque
 def summarize(scores: Sequence[Scores]) -> Figures:
     """Mean and deviation by group, of the groups that all have."""
     return {
-        group: {kind: _figure([100 * one[group][kind] for one in scores]) for kind in KINDS}
+        group: {kind: figure([100 * one[group][kind] for one in scores]) for kind in KINDS}
         for group in scores[0]
         if all(group in one for one in scores)
     }
 
 
-def _figure(values: Sequence[float]) -> Figure:
+def figure(values: Sequence[float]) -> Figure:
+    """Mean and deviation."""
     return Figure(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
 

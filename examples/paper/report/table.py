@@ -14,7 +14,7 @@ _LATEX = str.maketrans(
         **{sign: f"${sign}$" for sign in "<>"},
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
         **{"±": r"$\pm$", "→": r"$\to$", "≤": r"$\le$", "≥": r"$\ge$", "≈": r"$\approx$", "Δ": r"$\Delta$"},
-        **{"✓": r"$\checkmark$", "✗": r"$\times$", "★": r"$\star$"},
+        **{"✓": r"$\checkmark$", "✗": r"$\times$", "★": r"$\star$", "†": r"$\dagger$"},
     }
 )
 # A label may hold what Markdown would read as a column's end or as HTML.
