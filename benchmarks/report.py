@@ -22,6 +22,7 @@ from tables import comparison, markdown
 
 _SECTIONS = {
     "logits": "Loss over logits",
+    "weighted": "Weights of labels, soft targets, smoothing, Poly-1",
     "factory": "timm's factory of losses and ours",
     "classifier": "Classifier and loss",
     "in-place update": "Training step with the update in place",
