@@ -9,7 +9,7 @@ import torch
 from timm_losses import timm_module
 from torch import nn
 
-from fused_balanced_loss import SparseTargets
+from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
 from fused_balanced_loss.integrations import mixed_targets_cpp
 from fused_balanced_loss.integrations.timm import create_classification_loss
 
@@ -324,6 +324,14 @@ def test_gradient_of_the_mixed_formula(options):
     assert torch.autograd.gradcheck(lambda z: loss(z, targets[:3, :7]), few)
     with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss(few, targets[:3, :7]).sum(), few, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_kernel_of_the_mixed_formula_is_there_where_that_of_the_loss_is(dtype):
+    """Without it all tests pass with operators."""
+    logits, targets = batch("soft", dtype)
+    balanced_loss(logits, targets, LossSpec(), impl="cpp")
+    assert mixed_targets_cpp.can_take(logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
