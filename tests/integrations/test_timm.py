@@ -459,6 +459,7 @@ def test_weights_move_and_save_with_the_module():
         ({"smoothing": 1.0}, r"^smoothing: expected a number in \[0, 1\), got 1.0$"),
         ({"loss_type": "poly", "poly_alpha": 1.5}, r"^poly_alpha: expected a number in \[0, 1\], got 1.5$"),
         ({"loss_type": "poly", "poly_epsilon": -2.0}, "^poly_epsilon: expected a number >= -1"),
+        ({"class_weight": "inv_freq"}, r"^class_weight: expected a number .* class_weights\(statistics, 'inv_freq'\)"),
         ({"class_weight": [1.0, -1.0]}, "^weight: expected finite numbers >= 0"),
         ({"pos_weight": float("nan")}, "^pos_weight: expected a finite number >= 0"),
     ],
