@@ -137,16 +137,16 @@ class MultiLabelLoss(BalancedLoss):
 
 def _zeros_and_ones(targets: Tensor) -> Tensor:
     """Targets of 0 and 1 as integers, whose loss is one part and not two."""
-    label = targets != 0
+    label = targets == 1
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool((label == targets).all()):
+        if torch.count_nonzero(targets) != torch.count_nonzero(label):
             raise ValueError(
                 "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
                 "soft_targets=True"
             )
         return label
     # Looking would stall the device. The kernels make a NaN of a 2.
-    return label.to(torch.uint8) + (label & (targets != 1))
+    return label.to(torch.uint8) + 2 * (~label & (targets != 0)).to(torch.uint8)
 
 
 def create_classification_loss(
@@ -286,8 +286,8 @@ def _weight(name: str, value: Tensor | float | Sequence[float] | None) -> Weight
     if isinstance(value, str):
         # timm's training script takes names; its losses take numbers too.
         raise ValueError(
-            f"{name}: expected a number or one for each label, got {value!r}; class_weights(statistics, {value!r}) makes "
-            "them by name"
+            f"{name}: expected a number or one for each label, got {value!r}; class_weights(statistics, {value!r}) "
+            "makes them by name"
         )
     weight = torch.as_tensor(value, dtype=torch.float32)
     # timm lets a single number stand for all labels in any shape.
