@@ -3,6 +3,7 @@
 //
 // Built once for each value of LOGITS (vector_math.h). All else is known only when the kernel runs.
 
+#include <limits>
 #include <vector>
 
 #include "flush_denormals.h"
@@ -46,6 +47,7 @@ static inline V minus_log(V x) {
 // Loss and slope of one vector; y: the targets, not smoothed.
 static inline void mixed_element(V z, V y, V pos_weight, V weight, const Settings& s, V& loss, V& slope) {
     z = at_most(at_least(z, fill(-LARGEST_LOGIT)), fill(LARGEST_LOGIT));
+    y = (y >= 0) & (y <= 1) ? y : fill(std::numeric_limits<Number>::quiet_NaN());
     y = y * (1 - s.smoothing) + s.smoothing / 2;
     V no = 1 - y, yes = y * pos_weight;
     I negative = z < 0;

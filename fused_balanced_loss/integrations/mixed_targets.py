@@ -14,15 +14,19 @@ kernel of its own computes value and gradient in one pass; elsewhere PyTorch's o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import Reduction, check_logits, flat_batch, flat_rows
 from ..backends.problem import compute_dtype
 from ..first_order import first_order
 from ..label_weights import Weight
 from ..spec import LossSpec
+from ..targets import SparseTargets
+from ..weight_arguments import label_weights
 from . import mixed_targets_cpp
 
 _LARGEST_LOGIT = 1e20
@@ -30,40 +34,43 @@ _LARGEST_LOGIT = 1e20
 
 def mixed_loss(
     logits: Tensor,
-    targets: Tensor,
+    targets: Tensor | SparseTargets,
     spec: LossSpec,
     *,
     weight: Weight | None = None,
     pos_weight: Weight | None = None,
     factors: tuple[float, float] = (1.0, 1.0),
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """timm's loss of soft targets.
 
     Args:
-        logits: [N, C], floating point.
-        targets: [N, C], in [0, 1]; smoothed here by ``spec.label_smoothing``.
+        logits: [..., C], float16, bfloat16, float32 or float64.
+        targets: as of :func:`~fused_balanced_loss.balanced_loss`; smoothed here by ``spec.label_smoothing``.
         spec: gamma, gamma_negative, probability_margin, poly_epsilon and label_smoothing count.
-        weight, pos_weight: [C] or a number, as of :func:`~fused_balanced_loss.balanced_loss`.
+        weight, pos_weight: as of :func:`~fused_balanced_loss.balanced_loss`.
         factors: of target 1 and of target 0.
         reduction: "mean", "batchmean", "sum" or "none".
 
     Returns:
-        float32 (float64 for float64 logits): no dimensions, or [N, C] for reduction "none".
+        float32 (float64 for float64 logits): no dimensions, or the shape of the logits for reduction "none".
 
     Raises:
-        ValueError: for targets of another shape than the logits, and on the CPU for one outside [0, 1].
+        TypeError, ValueError: as :func:`~fused_balanced_loss.balanced_loss`; on the CPU also for a target outside
+            [0, 1], which makes the loss NaN elsewhere.
     """
-    if targets.shape != logits.shape:
-        raise ValueError(f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(targets.shape)}")
-    if targets.device.type == "cpu" and targets.numel() and not torch.compiler.is_compiling():
-        least, most = targets.aminmax()
-        if not (least >= 0 and most <= 1):
-            raise ValueError(f"targets: expected numbers in [0, 1], got numbers from {least.item()} to {most.item()}")
-    loss: Tensor = _MixedLoss.apply(logits, targets, spec, weight, pos_weight, factors, reduction == "none")
+    check_logits(logits, None)
+    shape, flat = logits.shape, flat_rows(logits)
+    if not flat.shape[0] and reduction in ("mean", "batchmean"):
+        raise ValueError(f"logits: expected at least one sample for reduction {reduction!r}, got shape {list(shape)}")
+    batch = flat_batch(shape, logits.device, targets, None, None, None)
+    dense = batch.targets if isinstance(batch.targets, Tensor) else batch.targets.to_dense(torch.uint8)
+    label_weights(weight, pos_weight, None, shape[-1], logits.device)
+    loss: Tensor = _MixedLoss.apply(flat, dense, spec, weight, pos_weight, factors, reduction == "none")
+    batch.check_targets_of(loss)
     if reduction == "none":
-        return loss
-    return loss / {"mean": logits.numel(), "batchmean": logits.shape[0], "sum": 1}[reduction]
+        return loss.reshape(shape)
+    return loss / {"mean": flat.numel(), "batchmean": flat.shape[0], "sum": 1}[reduction]
 
 
 class _MixedLoss(torch.autograd.Function):
@@ -110,6 +117,7 @@ def _value_and_slope(
     # An infinite loss times a share of 0 would be NaN. No sum of losses this large leaves float32's range.
     z = logits.to(dtype).clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     y = targets.to(dtype)
+    y = torch.where((y >= 0) & (y <= 1), y, math.nan)
     if spec.label_smoothing:
         y = y * (1 - spec.label_smoothing) + spec.label_smoothing / 2
     no = 1 - y

@@ -41,15 +41,14 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each of ``elements`` [N, C], or its sum; and the gradient [N, C] of the logits.
 
-    The arguments are those of :func:`.mixed_targets.mixed_loss`.
+    The arguments are those of :func:`.mixed_targets.mixed_loss`, [N, C] with unit stride in the last dimension.
     """
     dtype = compute_dtype(logits.dtype)
     num_rows, num_labels = logits.shape
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     loss = logits.new_empty((), dtype=dtype)
     each = logits.new_empty(logits.shape, dtype=dtype) if elements else None
-    logits = _side_by_side(logits)
-    targets = _side_by_side(targets if targets.dtype in (torch.bool, torch.uint8) else targets.to(dtype))
+    targets = targets if targets.dtype in (torch.bool, torch.uint8) else targets.to(dtype)
     weights = [_of_labels(one, num_labels, dtype) for one in (weight, pos_weight)]
     call = _CALL.pack(
         logits.data_ptr(),
@@ -70,11 +69,6 @@ def value_and_gradient(
     )
     _kernel(logits.dtype)(call)
     return loss if each is None else each, gradient
-
-
-def _side_by_side(tensor: Tensor) -> Tensor:
-    """The tensor [N, C], or a copy, whose rows each lie side by side in memory."""
-    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
 
 
 def _of_labels(weight: Weight | None, num_labels: int, dtype: torch.dtype) -> Tensor | None:

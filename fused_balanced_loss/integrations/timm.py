@@ -118,21 +118,15 @@ class MultiLabelLoss(BalancedLoss):
         return targets > threshold
 
     def _mixed(self, logits: Tensor, targets: Tensor | SparseTargets) -> Tensor:
-        if isinstance(targets, SparseTargets):
-            targets = targets.to_dense(torch.bool)
-        elif targets.layout != torch.strided:
-            targets = targets.to_dense()
-        num_labels = logits.shape[-1]
-        loss = mixed_loss(
-            logits.reshape(-1, num_labels),
-            targets.reshape(-1, num_labels),
+        return mixed_loss(
+            logits,
+            targets,
             self.spec,
             weight=self.weight,
             pos_weight=self.pos_weight,
             factors=self.factors or (self.spec.positive_factor, self.spec.negative_factor),
             reduction=self.reduction,
         )
-        return loss.reshape(logits.shape) if self.reduction == "none" else loss
 
 
 def _zeros_and_ones(targets: Tensor) -> Tensor:

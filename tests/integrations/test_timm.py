@@ -476,9 +476,18 @@ def test_bad_targets():
         ValueError, match=r"^targets: expected the shape of the logits, \[12, 37\], got \[12\]; for ind"
     ):
         asl(logits, torch.zeros(12, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"^targets: expected numbers in \[0, 1\], got numbers from -1.0 to 1.0$"):
+    with pytest.raises(ValueError, match=r"^targets: expected a number in \[0, 1\], got -1.0 at \[0, 0\]$"):
         asl(logits, targets.clone().index_fill_(1, torch.tensor([0]), -1.0))
     with pytest.raises(ValueError, match=r"^sample_weight, label_mask, ignore_index: expected none with"):
         asl(logits, targets, sample_weight=torch.ones(12))
-    with pytest.raises(ValueError, match=r"^weight: expected shape \[37\]"):
-        create_classification_loss("bce", True, class_weight=[1.0, 2.0])(logits, targets)
+    for kind in ("bce", "asl"):
+        with pytest.raises(ValueError, match=r"^weight: expected shape \[37\]"):
+            create_classification_loss(kind, True, soft_targets=True, class_weight=[1.0, 2.0])(logits, targets)
+    with pytest.raises(ValueError, match=r"^targets: expected 0 or 1, got 2 at \[1, 3\]$"):
+        asl(logits, targets.round().to(torch.int64).index_put_((torch.tensor(1), torch.tensor(3)), torch.tensor(2)))
+    with pytest.raises(TypeError, match=r"^logits: expected"):
+        asl(logits.detach().long(), targets)
+    with pytest.raises(ValueError, match=r"^targets: expected a tensor without gradient"):
+        asl(logits, targets.clone().requires_grad_())
+    with pytest.raises(ValueError, match=r"^logits: expected at least one sample"):
+        asl(logits[:0], targets[:0])
