@@ -98,16 +98,19 @@ class MultiLabelLoss(BalancedLoss):
         if self.target_threshold is not None:
             targets = self._above_threshold(targets, self.target_threshold)
         elif self.mixes:
-            soft = self.soft_targets and (dense is None or dense.is_floating_point())
-            if soft or self.factors or self.spec.label_smoothing:
+            floating = dense is not None and dense.is_floating_point()
+            if (self.soft_targets and floating) or self.factors or self.spec.label_smoothing:
                 if sample_weight is not None or label_mask is not None or ignore_index is not None:
                     raise ValueError(
                         "sample_weight, label_mask, ignore_index: expected none with targets between 0 and 1 in timm's "
-                        "asymmetric or Poly-1 loss, which no kernel has"
+                        "asymmetric or Poly-1 loss"
                     )
                 return self._mixed(logits, targets)
-            if dense is not None and dense.is_floating_point() and label_mask is None and ignore_index is None:
-                targets = _zeros_and_ones(dense)
+            if dense is not None and floating:
+                if ignore_index is not None:
+                    kept = dense != ignore_index
+                    label_mask, ignore_index = kept if label_mask is None else kept & label_mask, None
+                targets = _zeros_and_ones(dense if label_mask is None else torch.where(label_mask, dense, 0.0))
         return super().forward(logits, targets, sample_weight, label_mask, ignore_index)
 
     def _above_threshold(self, targets: Tensor | SparseTargets, threshold: float) -> Tensor:

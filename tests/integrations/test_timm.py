@@ -306,12 +306,16 @@ def mixing_losses():
 
 
 @pytest.mark.parametrize("options", mixing_losses(), ids=name_of)
-def test_mixed_formula_is_the_fused_one_for_zeros_and_ones(options):
+def test_mixed_formula_is_the_fused_one_for_zeros_and_ones(options, monkeypatch):
     logits, targets = batch("hard")
+    ids = SparseTargets.from_dense(targets)
     fused = create_classification_loss(**options, multi_label=True)
     mixed = create_classification_loss(**options, multi_label=True, soft_targets=True)
     assert worst(value_and_gradient(mixed, logits, targets), value_and_gradient(fused, logits, targets)) < 1e-6
     torch.testing.assert_close(mixed(logits, targets.bool()), fused(logits, targets.to(torch.int8)))
+    # No dense targets are made of label ids.
+    monkeypatch.setattr(SparseTargets, "to_dense", None)
+    torch.testing.assert_close(mixed(logits, ids), fused(logits, ids))
 
 
 @pytest.mark.parametrize("options", mixing_losses(), ids=name_of)
@@ -416,6 +420,19 @@ def test_soft_targets_of_a_loss_for_hard_ones_are_told():
         loss(logits, targets)
     # Where values cannot be looked at, the loss is NaN.
     assert torch.compile(loss, fullgraph=True, backend="aot_eager")(logits, targets).isnan()
+
+
+@pytest.mark.parametrize("masked", [{"label_mask": torch.arange(C) > 4}, {"ignore_index": -100}])
+def test_masked_targets_may_be_anything(masked):
+    logits, targets = batch("hard")
+    marked = targets.clone()
+    marked[:, :5] = -100
+    loss = create_classification_loss("asl", True, asl_reduction="sum")
+    found = value_and_gradient(lambda z, y: loss(z, y, **masked), logits, marked)
+    part = value_and_gradient(lambda z, y: loss(z[:, 5:], y[:, 5:]), logits, targets)
+    assert worst(found, part) < 1e-6
+    with pytest.raises(ValueError, match=r"^targets: expected 0 and 1"):
+        loss(logits, marked.clone().fill_(0.5), **masked)
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
