@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import json
 import resource
 import subprocess
@@ -206,7 +207,11 @@ def test_metric(metric, keep, full):
         seconds = quantiles(found["times"])
         contestants[name] = {"seconds": seconds, "peak_bytes": found["peak_bytes"], "same_work": True}
     settings = {"operation": "metrics", "rows": size[0], "labels": size[1], "variant": metric}
-    keep(new_record(settings, contestants=contestants, absent=absent, floor=None))
+    record = new_record(settings, contestants=contestants, absent=absent, floor=None)
+    for package in ("scikit-learn", "torchmetrics"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            record["versions"][package] = importlib.metadata.version(package)
+    keep(record)
     own = next(iter(METRICS[metric]))
     assert own in values, absent[own]
     assert values == pytest.approx(dict.fromkeys(values, values[own]), abs=TOLERANCE.get(metric, 1e-5))
