@@ -82,20 +82,6 @@ static inline void mixed_element(V z, V y, V pos_weight, V weight, const Setting
     slope = slope * weight;
 }
 
-template <class Vector, class T> static inline Vector load_some(const T* from, int64_t count) {
-    T at[W] = {};
-    if (count == W) return load<Vector>(from);
-    std::memcpy(at, from, count * sizeof *at);
-    return load<Vector>(at);
-}
-
-static inline V load_some_logits(const Logit* from, int64_t count) {
-    Logit at[W] = {};
-    if (count == W) return load_logits(from);
-    std::memcpy(at, from, count * sizeof *at);
-    return load_logits(at);
-}
-
 // Columns [first, last) of row k: the sum of the losses.
 static double block(const Call& call, const Settings& s, int64_t k, int64_t first, int64_t last) {
     D total{};

@@ -105,7 +105,16 @@ def test_imports_and_computes_from_the_wheel_alone(wheel, tmp_path):
 
 
 def test_source_archive_has_what_the_tests_need(unpacked):
-    for name in ("Makefile", "constraints.txt", ".ci/run", "README.md", "LICENSE", "pyproject.toml", "hatch_build.py"):
+    for name in (
+        "Makefile",
+        "constraints.txt",
+        ".ci/run",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        "hatch_build.py",
+        "hub_build.py",
+    ):
         assert (unpacked / name).is_file(), name
     for folder in ("tests", "benchmarks", "examples", "kernels", "fused_balanced_loss"):
         ours = {path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.[pch]*") if path.suffix in CODE}

@@ -41,7 +41,7 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each of ``elements`` [N, C], or its sum; and the gradient [N, C] of the logits.
 
-    The arguments are those of :func:`.mixed_loss`.
+    The arguments are those of :func:`.mixed_targets.mixed_loss`.
     """
     dtype = compute_dtype(logits.dtype)
     num_rows, num_labels = logits.shape

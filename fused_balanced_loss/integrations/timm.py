@@ -137,16 +137,16 @@ class MultiLabelLoss(BalancedLoss):
 
 def _zeros_and_ones(targets: Tensor) -> Tensor:
     """Targets of 0 and 1 as integers, whose loss is one part and not two."""
-    label = targets != 0
+    label = targets == 1
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool((label == targets).all()):
+        if torch.count_nonzero(targets) != torch.count_nonzero(label):
             raise ValueError(
                 "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
                 "soft_targets=True"
             )
         return label
     # Looking would stall the device. The kernels make a NaN of a 2.
-    return label.to(torch.uint8) + (label & (targets != 1))
+    return label.to(torch.uint8) + 2 * (~label & (targets != 0)).to(torch.uint8)
 
 
 def create_classification_loss(
@@ -221,13 +221,14 @@ def create_classification_loss(
     smoothing = 0.0 if soft_targets else smoothing
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing}")
-    weights = {"weight": _weight(class_weight), "pos_weight": _weight(pos_weight)}
+    class_weight, pos_weight = _weight("class_weight", class_weight), _weight("pos_weight", pos_weight)
 
     if loss_type == "bce":
         thresholded = bce_target_thresh is not None
         return MultiLabelLoss(
             LossSpec(label_smoothing=0.0 if thresholded else smoothing),
-            **weights,
+            weight=class_weight,
+            pos_weight=pos_weight,
             reduction="batchmean" if bce_sum else "mean",
             target_threshold=bce_target_thresh,
             threshold_smoothing=smoothing if thresholded else 0.0,
@@ -240,7 +241,14 @@ def create_classification_loss(
             label_smoothing=smoothing,
         )
         mixes = spec.gammas != (0.0, 0.0)
-        return MultiLabelLoss(spec, **weights, reduction=asl_reduction, mixes=mixes, soft_targets=soft_targets)
+        return MultiLabelLoss(
+            spec,
+            weight=class_weight,
+            pos_weight=pos_weight,
+            reduction=asl_reduction,
+            mixes=mixes,
+            soft_targets=soft_targets,
+        )
     if loss_type == "poly":
         spec = LossSpec(gamma=poly_gamma, poly_epsilon=poly_epsilon, label_smoothing=smoothing)
         factors = None
@@ -272,9 +280,15 @@ def create_classification_loss(
     return MultiLabelLoss(spec, LabelStatistics.from_counts(class_counts, num_samples))
 
 
-def _weight(value: Tensor | float | Sequence[float] | None) -> Weight | None:
+def _weight(name: str, value: Tensor | float | Sequence[float] | None) -> Weight | None:
     if value is None or isinstance(value, (int, float)):
         return value
+    if isinstance(value, str):
+        # timm's training script takes names; its losses take numbers too.
+        raise ValueError(
+            f"{name}: expected a number or one for each label, got {value!r}; class_weights(statistics, {value!r}) "
+            "makes them by name"
+        )
     weight = torch.as_tensor(value, dtype=torch.float32)
     # timm lets a single number stand for all labels in any shape.
     return weight.reshape(()) if weight.numel() == 1 else weight

@@ -11,8 +11,10 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.mark.parametrize("variant", ["0 and 1", "smoothed", "soft"])
 @pytest.mark.parametrize("loss", ["bce", "asl", "poly", "db"])
-def test_contestants_agree(loss, variant, monkeypatch):
+def test_contestants_agree(loss, variant, monkeypatch, pytestconfig):
     timm_module("_loss_factory")
+    # That of benchmarks/conftest.py.
+    pytestconfig.addinivalue_line("markers", "full: measured with --full only")
     monkeypatch.syspath_prepend(BENCHMARKS)
     import problems
 

@@ -9,7 +9,7 @@ import torch
 from timm_losses import timm_module
 from torch import nn
 
-from fused_balanced_loss import SparseTargets
+from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
 from fused_balanced_loss.integrations import mixed_targets_cpp
 from fused_balanced_loss.integrations.timm import create_classification_loss
 
@@ -327,6 +327,14 @@ def test_gradient_of_the_mixed_formula(options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_kernel_of_the_mixed_formula_is_there_where_that_of_the_loss_is(dtype):
+    """Without it all tests pass with operators."""
+    logits, targets = batch("soft", dtype)
+    balanced_loss(logits, targets, LossSpec(), impl="cpp")
+    assert mixed_targets_cpp.can_take(logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", mixing_losses(), ids=name_of)
 def test_kernel_and_operators_of_the_mixed_formula(options, dtype, monkeypatch):
     """The kernel is off from float64 by at most twice what the operators are, and some units of the last digit."""
@@ -451,6 +459,7 @@ def test_weights_move_and_save_with_the_module():
         ({"smoothing": 1.0}, r"^smoothing: expected a number in \[0, 1\), got 1.0$"),
         ({"loss_type": "poly", "poly_alpha": 1.5}, r"^poly_alpha: expected a number in \[0, 1\], got 1.5$"),
         ({"loss_type": "poly", "poly_epsilon": -2.0}, "^poly_epsilon: expected a number >= -1"),
+        ({"class_weight": "inv_freq"}, r"^class_weight: expected a number .* class_weights\(statistics, 'inv_freq'\)"),
         ({"class_weight": [1.0, -1.0]}, "^weight: expected finite numbers >= 0"),
         ({"pos_weight": float("nan")}, "^pos_weight: expected a finite number >= 0"),
     ],
