@@ -236,7 +236,12 @@ class BertEncoder:
         """
         settings = self._settings
         training = {**settings.as_json(), "epochs": None, "patience": None}
-        made_of = {"corpus": self.corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
+        made_of: Json = {
+            "corpus": self.corpus.fingerprint,
+            "model": self.name,
+            "loss": asdict(spec),
+            "training": training,
+        }
         if self.thresholds != GRIDS["paper"]:
             made_of["thresholds"] = self.thresholds
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
