@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 sys.path.insert(0, os.path.dirname(__file__))
 from hardware import GPUS, floors
 
-from fused_balanced_loss.backends import triton_grid, triton_plan
+from fused_balanced_loss.backends import triton_grid, triton_plan, triton_terms
 from fused_balanced_loss.kernels.logits_loss import logits_loss_kernel
 from fused_balanced_loss.spec import LossSpec
 
@@ -107,7 +107,7 @@ def compile_kernel(
     }
     constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
         "SPEC": triton_plan.kernel_spec(spec),
-        "BETA": spec.beta,
+        "SLOPE_FACTOR": triton_terms.slope_factor(spec),
         "WANT_VALUE": want_value,
         "WANT_GRADIENT": want_gradient,
         "UPSTREAM": upstream,
@@ -144,7 +144,7 @@ def compile_kernel(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(k,): [["tt.divisibility", 16]] for k, name in enumerate(names) if signature[name].startswith("*")},
     )
-    compiled = triton.compile(source, target=target, options={"num_warps": 1})
+    compiled = triton.compile(source, target=target, options={"num_warps": 1, "enable_fp_fusion": True})
     return compiled, cut.vector * cut.groups // target.warp_size
 
 

@@ -181,7 +181,7 @@ class SparseTargets:
     def __len__(self) -> int:
         return self.crow.shape[0] - 1
 
-    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> SparseTargets:
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> SparseTargets:
         """Some of the rows, in the order asked for: a slice, or a sequence or tensor of row numbers."""
         chosen: Any = index
         try:

@@ -38,12 +38,12 @@ def dense_sums_kernel(
     targets_stride: tl.int64,
     num_parts,
     part_blocks,
-    BETA: tl.constexpr,
+    SLOPE_FACTOR: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ):
-    """weight_slope, -beta * log2(e) / (sum of target times 1/n over the row), of rows cut into ``num_parts`` parts.
+    """weight_slope, SLOPE_FACTOR / (sum of target times 1/n over the row), of rows cut into ``num_parts`` parts.
 
     A program sums up a part, ``part_blocks`` blocks, 16 bytes of targets at a time. The last program of a row to finish
     adds up the row's parts, in their order. Most blocks hold no label, and of the others only the labels' 1/n are read.
@@ -76,7 +76,7 @@ def dense_sums_kernel(
         tl.store(counters_ptr + row, 0)
         index = tl.arange(0, MOST_PARTS)
         parts = tl.load(partials_at + index, mask=index < num_parts, other=0.0, volatile=True)
-        tl.store(weight_slope_ptr + row, slope_of_weight(tl.sum(parts), BETA))
+        tl.store(weight_slope_ptr + row, slope_of_weight(tl.sum(parts), SLOPE_FACTOR))
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_labels", "targets_stride"])
@@ -88,7 +88,7 @@ def narrow_sums_kernel(
     num_rows,
     num_labels,
     targets_stride: tl.int64,
-    BETA: tl.constexpr,
+    SLOPE_FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -101,4 +101,4 @@ def narrow_sums_kernel(
     raw = tl.load(place, mask=valid, other=0)
     share = as_share(raw, inverse)
     sums = tl.sum(times_share(tl.where(counted(share), inverse[None, :], 0.0), share), axis=1)
-    tl.store(weight_slope_ptr + row, slope_of_weight(sums, BETA), mask=row < num_rows)
+    tl.store(weight_slope_ptr + row, slope_of_weight(sums, SLOPE_FACTOR), mask=row < num_rows)

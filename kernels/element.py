@@ -7,18 +7,22 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 # Largest exponent taken, base 2: keeps products of two exponentials finite, and cuts nothing that shows.
 BOUND = tl.constexpr(60.0)
+# From this beta * mu * log2(e) on the rebalanced weight is steep. Its exponent, a small difference of large numbers, is
+# then made of the difference r - mu, for one operation more.
+STEEP = tl.constexpr(32.0)
 
-# Where each setting of the loss stands in SPEC, the tuple that the kernels get. The midpoint is beta * mu.
+# Where each setting of the loss stands in SPEC, the tuple that the kernels get.
 GAMMA_AT = tl.constexpr(0)
 GAMMA_NEGATIVE_AT = tl.constexpr(1)
 MARGIN_AT = tl.constexpr(2)
 LAM_AT = tl.constexpr(3)
 ALPHA_AT = tl.constexpr(4)
-MIDPOINT_AT = tl.constexpr(5)
+MU_AT = tl.constexpr(5)
 POSITIVE_FACTOR_AT = tl.constexpr(6)
 NEGATIVE_FACTOR_AT = tl.constexpr(7)
 SMOOTHING_AT = tl.constexpr(8)
 POLY_AT = tl.constexpr(9)
+BETA_AT = tl.constexpr(10)
 
 
 @triton.jit
@@ -149,7 +153,7 @@ def balanced_element(
     z: logits, float32 or float64; -inf where there is no element: value and slope are then 0.
     y: whether the element is a label; None: none is; True: all are.
     shift: ``load_shift`` of the biases.
-    weight_slope: -beta * log2(e) / (sum of 1/n over the row's labels).
+    weight_slope: 1 / (sum of 1/n over the row's labels), times -1 where the weight is steep, else -beta * log2(e).
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
     SPEC: the settings of the loss, each at its place.
     EXACT: the logarithm to the last digit of the dtype, also of probabilities near 1.
@@ -159,7 +163,6 @@ def balanced_element(
     MARGIN: tl.constexpr = SPEC[MARGIN_AT]
     LAM: tl.constexpr = SPEC[LAM_AT]
     ALPHA: tl.constexpr = SPEC[ALPHA_AT]
-    MIDPOINT: tl.constexpr = SPEC[MIDPOINT_AT] * LOG2E
     POLY: tl.constexpr = SPEC[POLY_AT]
     SAME: tl.constexpr = GAMMA == GAMMA_NEGATIVE and MARGIN == 0.0
 
@@ -172,7 +175,11 @@ def balanced_element(
     e = exp2(bounded, PTX)
     e1 = 1.0 + e
     if REBALANCED:
-        exponent = weight_slope * inverse_frequency + MIDPOINT
+        MIDPOINT: tl.constexpr = SPEC[BETA_AT] * SPEC[MU_AT] * LOG2E
+        if MIDPOINT < STEEP:
+            exponent = weight_slope * inverse_frequency + MIDPOINT
+        else:
+            exponent = (weight_slope * inverse_frequency + SPEC[MU_AT]) * (SPEC[BETA_AT] * LOG2E)
         if MIDPOINT < BOUND:
             # One reciprocal for the two sigmoids.
             f1 = 1.0 + exp2(exponent, PTX)

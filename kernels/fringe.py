@@ -37,7 +37,7 @@ def fringe_sum(
     negative_slope,
     unit,
     SPEC: tl.constexpr,
-    BETA: tl.constexpr,
+    SLOPE_FACTOR: tl.constexpr,
     WANT_VALUE: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     UPSTREAM: tl.constexpr,
@@ -89,7 +89,7 @@ def fringe_sum(
         if SLOPE == "made":
             weight_slopes = tl.load(weight_slope_ptr + rows, mask=valid, other=0.0)
         elif SLOPE == "sum":
-            weight_slopes = slope_of_weight(tl.load(row_sum_ptr + rows, mask=valid, other=1.0), BETA)
+            weight_slopes = slope_of_weight(tl.load(row_sum_ptr + rows, mask=valid, other=1.0), SLOPE_FACTOR)
         else:
             ROWS: tl.constexpr = FRINGE // (2 * VECTOR)
             weight_slopes = tl.zeros([FRINGE], COMPUTE)
@@ -98,7 +98,7 @@ def fringe_sum(
                 own = sum_of_labels(
                     crow_ptr, col_ptr, inverse_frequency_ptr, one, one < num_rows, num_labels, num_ids, 32
                 )
-                weight_slopes = tl.where(rows == one, slope_of_weight(own, BETA), weight_slopes)
+                weight_slopes = tl.where(rows == one, slope_of_weight(own, SLOPE_FACTOR), weight_slopes)
     weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
     positives = tl.load(positive_weight_ptr + columns, mask=valid, other=0.0) if HAS_POSITIVE_WEIGHT else 1.0
     if HAS_ROW_WEIGHT:

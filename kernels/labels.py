@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .element import LOG2E, either
+from .element import either
 
 
 @triton.jit
@@ -104,12 +104,12 @@ def search_label(crow_ptr, col_ptr, row, column, valid, num_ids):
 
 
 @triton.jit
-def slope_of_weight(row_sum, BETA: tl.constexpr):
-    """-BETA * log2(e) / row_sum, of which the exponent of the rebalanced weight is made.
+def slope_of_weight(row_sum, SLOPE_FACTOR: tl.constexpr):
+    """weight_slope: SLOPE_FACTOR / row_sum, of which ``balanced_element`` makes the rebalanced weight.
 
     No labels: minus infinity, which the weight takes as r = infinity.
     """
-    return (1.0 / row_sum) * (-BETA * LOG2E)
+    return (1.0 / row_sum) * SLOPE_FACTOR
 
 
 @triton.jit
@@ -162,14 +162,14 @@ def row_terms_kernel(
     logits_stride: tl.int64,
     num_tiles,
     # Constants of the compiled kernel.
-    BETA: tl.constexpr,
+    SLOPE_FACTOR: tl.constexpr,
     REBALANCED: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. It makes the row's weight_slope, -beta * log2(e) / row_sum, and the offsets in ``col``
-    at which each tile's labels begin.
+    """One program a row. It makes the row's weight_slope, SLOPE_FACTOR / row_sum, and the offsets in ``col`` at which
+    each tile's labels begin.
 
     Ids that are out of range, out of order or repeated make weight_slope NaN, and so the row's loss and gradient. Where
     the weight is not rebalanced there is no weight_slope, and ids out of range are left out.
@@ -177,7 +177,7 @@ def row_terms_kernel(
     row = tl.program_id(0).to(tl.int64)
     if REBALANCED:
         total = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, BLOCK)
-        tl.store(weight_slope_ptr + row, slope_of_weight(total, BETA))
+        tl.store(weight_slope_ptr + row, slope_of_weight(total, SLOPE_FACTOR))
     low, high = row_bounds(crow_ptr, row, True, num_ids)
     # Columns before the row's first 16-byte boundary belong to no tile.
     head = distance_to_boundary(row, logits_stride, VECTOR)

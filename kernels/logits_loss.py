@@ -96,7 +96,7 @@ def logits_loss_kernel(
     scale_rest,
     # Constants of the compiled kernel.
     SPEC: tl.constexpr,
-    BETA: tl.constexpr,
+    SLOPE_FACTOR: tl.constexpr,
     WANT_VALUE: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     UPSTREAM: tl.constexpr,
@@ -228,10 +228,10 @@ def logits_loss_kernel(
                 high = begin_ids + through
             if REBALANCED and SLOPE != "made":
                 if SLOPE == "sum":
-                    weight_slope = slope_of_weight(tl.load(row_sum_ptr + row), BETA)
+                    weight_slope = slope_of_weight(tl.load(row_sum_ptr + row), SLOPE_FACTOR)
                 else:
                     own = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, 32)
-                    weight_slope = slope_of_weight(own, BETA)
+                    weight_slope = slope_of_weight(own, SLOPE_FACTOR)
             weight = label_weight
             positive_weight = kept_weight
             if HAS_ROW_WEIGHT:
@@ -279,9 +279,9 @@ def logits_loss_kernel(
             program, logits_ptr, targets_ptr, crow_ptr, col_ptr, bias_ptr, inverse_frequency_ptr, label_weight_ptr,
             positive_weight_ptr, weight_slope_ptr, row_sum_ptr, row_weight_ptr, mask_ptr, upstream_ptr, value_ptr,
             gradient_ptr, num_rows, num_labels, num_ids, logits_stride, targets_stride, mask_stride, gradient_stride,
-            positive_slope, negative_slope, unit, SPEC, BETA, WANT_VALUE, WANT_GRADIENT, UPSTREAM, CSR, SLOPE, HAS_BIAS,
-            REBALANCED, HAS_LABEL_WEIGHT, HAS_POSITIVE_WEIGHT, HAS_ROW_WEIGHT, MIXED, HAS_MASK, COPIES, EXACT, PTX,
-            VECTOR, FRINGE,
+            positive_slope, negative_slope, unit, SPEC, SLOPE_FACTOR, WANT_VALUE, WANT_GRADIENT, UPSTREAM, CSR, SLOPE,
+            HAS_BIAS, REBALANCED, HAS_LABEL_WEIGHT, HAS_POSITIVE_WEIGHT, HAS_ROW_WEIGHT, MIXED, HAS_MASK, COPIES, EXACT,
+            PTX, VECTOR, FRINGE,
         )  # fmt: skip
 
     if WANT_VALUE == "sum":

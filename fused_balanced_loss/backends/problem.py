@@ -34,7 +34,7 @@ class RowTerms(NamedTuple):
     """What the Triton kernel needs of each row of targets; made once, for the forward and the backward.
 
     plan: a ``triton_plan.Plan``, which says how the launches of this problem go.
-    weight_slope: [N] in the compute dtype, -beta * log2(e) / row_sum; None where the kernel makes it, or needs none.
+    weight_slope: [N] in the compute dtype, ``slope_factor`` / row_sum; None where the kernel makes it, or needs none.
     tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; None likewise.
     """
 

@@ -18,7 +18,7 @@ from .kept import keep
 from .problem import Problem, compute_dtype
 from .triton_grid import FRINGE, RESIDENT, RESIDENT_MIXED, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
-from .triton_terms import DenseTerms, SparseTerms
+from .triton_terms import DenseTerms, SparseTerms, slope_factor
 
 # Programs whose sums one of them adds up: all of them at one counter would queue.
 TEAM = 128
@@ -38,11 +38,12 @@ def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
         spec.probability_margin,
         spec.lam,
         spec.alpha,
-        spec.beta * (spec.mu or 0.0),
+        spec.mu or 0.0,
         spec.positive_factor,
         spec.negative_factor,
         spec.label_smoothing,
         spec.poly_epsilon,
+        spec.beta,
     )
 
 
@@ -211,7 +212,7 @@ class Plan:
     ) -> Launch:
         constants = {
             "SPEC": kernel_spec(self.spec),
-            "BETA": self.spec.beta,
+            "SLOPE_FACTOR": slope_factor(self.spec) if self.rebalanced else 0.0,
             "WANT_VALUE": want_value,
             "WANT_GRADIENT": gradient is not False,
             "UPSTREAM": "" if upstream is False else "elements" if of_elements else "scalar",

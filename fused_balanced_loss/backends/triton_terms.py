@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.dense_sums import dense_sums_kernel, narrow_sums_kernel
+from ..kernels.element import LOG2E, STEEP
 from ..kernels.labels import row_terms_kernel
+from ..spec import LossSpec
 from .problem import Problem, compute_dtype
 from .triton_counters import counters
 from .triton_grid import NARROW, Layout
@@ -18,13 +20,21 @@ _BLOCK_BYTES = 1024
 _MOST_PARTS = 64
 
 
+def slope_factor(spec: LossSpec) -> float:
+    """What 1 / (sum of 1/n over the row's labels) is multiplied by, as ``balanced_element`` takes it."""
+    # In the order of the kernel, so that both agree on what is steep.
+    if spec.beta * spec.mu * LOG2E.value >= STEEP.value:
+        return -1.0
+    return -spec.beta * LOG2E.value
+
+
 class SparseTerms:
     """weight_slope and tile_offsets from label ids."""
 
     def __init__(self, problem: Problem, cut: Layout, rebalanced: bool) -> None:
         logits = problem.logits
         constants = {
-            "BETA": problem.spec.beta,
+            "SLOPE_FACTOR": slope_factor(problem.spec) if rebalanced else 0.0,
             "REBALANCED": rebalanced,
             "TILE": cut.vector * cut.groups,
             "VECTOR": cut.vector,
@@ -63,7 +73,7 @@ class DenseTerms:
         if self._narrow:
             columns = max(16, 1 << (num_labels - 1).bit_length())
             constants: tuple[tuple[str, float], ...] = (
-                ("BETA", problem.spec.beta),
+                ("SLOPE_FACTOR", slope_factor(problem.spec)),
                 ("ROWS", _NARROW_ELEMENTS // columns),
                 ("COLUMNS", columns),
             )
@@ -77,7 +87,7 @@ class DenseTerms:
         part_blocks = max(-(-blocks // _MOST_PARTS), blocks * num_rows // (2 * at_once), 1)
         self._num_parts = -(-blocks // part_blocks)
         constants = (
-            ("BETA", problem.spec.beta),
+            ("SLOPE_FACTOR", slope_factor(problem.spec)),
             ("VECTOR", 16 // targets.element_size()),
             ("BLOCK", block),
             ("MOST_PARTS", _MOST_PARTS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -228,12 +228,19 @@ class Network(nn.Module):
         size = max(1, _ELEMENTS // width)
         for start in range(0, features.shape[0], size):
             rows = slice(start, min(start + size, features.shape[0]))
-            values = self._inputs(features[rows])
+            values: Any = self._inputs(features[rows])
             if self.first is not None:
                 values = self.first(values)
             if self.head is not None:
                 values = self.head.logits(values if self.first is None else torch.relu(values))
             yield rows, values.float()
+
+    def of_logits(self, features: Any, function: Callable[[Tensor], Tensor], dtype: Any) -> NDArray[Any]:
+        """[n, C] of ``dtype``, the function of the logits, which it gets as float64."""
+        result = np.empty((features.shape[0], self.num_labels), dtype)
+        for rows, logits in self.logits(features):
+            result[rows] = function(logits.double()).cpu().numpy()
+        return result
 
     def coefficients(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Weight [C, F] and bias [C] of a linear layer, None with a hidden one."""

@@ -48,6 +48,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
             _refuse(name, bounds + (" or 'validation'" if name == "threshold" else ""), value)
     if not isinstance(given["loss"], LossSpec) and given["loss"] not in PRESETS:
         _refuse("loss", f"a LossSpec or one of {', '.join(PRESETS)}", given["loss"])
+    chosen_device(given["device"])
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..label_statistics import LabelStatistics
 from ..metrics import ThresholdedF1
+from ..spec import LossSpec
 from ..targets import SparseTargets
 from .sklearn_network import Network
 from .sklearn_targets import Labels
@@ -31,6 +33,34 @@ class Samples:
 
     def __getitem__(self, rows: Rows) -> Samples:
         return Samples(self.features[rows], self.targets[rows], None if self.weight is None else self.weight[rows])
+
+
+def loss_spec(
+    loss: str | LossSpec, statistics: LabelStatistics, targets: SparseTargets, before: tuple[float, int] | None
+) -> LossSpec:
+    """The loss, of which a preset takes ``mu`` from the targets.
+
+    ``before``: the mu of earlier targets, and how many labels they have; the result is the mean over all.
+
+    Raises:
+        ValueError: where there has been no label yet.
+    """
+    spec = loss if isinstance(loss, LossSpec) else LossSpec.preset(loss)
+    if spec.weighting != "rebalanced" or not (isinstance(loss, str) or spec.mu is None):
+        return spec
+    mu, weight = before or (0.0, 0)
+    number = len(targets.col)
+    if not number + weight:
+        raise ValueError("y: expected at least one label, from which the loss takes mu, got none")
+    if number:
+        mu = (mu * weight + statistics.suggest_mu(targets) * number) / (weight + number)
+    return spec.replace(mu=mu)
+
+
+def check_classes(targets: SparseTargets, labels: Labels) -> None:
+    """Raises ValueError where there is one class a sample, and all samples have the same."""
+    if not labels.multilabel and len(np.unique(classes_of(targets, labels))) < 2:
+        raise ValueError("y: expected samples of at least 2 classes to train with, got 1 class")
 
 
 def split(samples: Samples, fraction: float, random: np.random.RandomState) -> tuple[Rows, Samples | None]:
@@ -104,6 +134,29 @@ class Progress:
     def __str__(self) -> str:
         score = f", validation score {self.scores[-1]:.4f}" if self.scores else ""
         return f"epoch {len(self.losses)}: loss {self.losses[-1]:.6g}{score}"
+
+
+def train(
+    network: Network,
+    samples: Samples,
+    rows: Rows,
+    held_out: Samples | None,
+    labels: Labels,
+    settings: Any,
+    random: np.random.RandomState,
+) -> Progress:
+    """Trains as the parameters of BalancedClassifier in ``settings`` say; leaves the best weights in the network."""
+    progress = Progress(network, settings.early_stopping, settings.n_iter_no_change)
+    for epoch in range(1, settings.max_iter + 1):
+        progress.loss(train_epoch(network, samples, random.permutation(rows), settings.batch_size))
+        if held_out is not None and (settings.early_stopping or epoch == settings.max_iter):
+            progress.score(*validate(network, held_out, labels, settings.threshold))
+        if settings.verbose:
+            print(progress)
+        if progress.is_over:
+            break
+    progress.take_best()
+    return progress
 
 
 def train_epoch(network: Network, samples: Samples, rows: Rows, batch_size: int) -> float:

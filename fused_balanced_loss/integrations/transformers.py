@@ -10,7 +10,7 @@
 
 Each sample has its label ids under ``labels``. Multi-hot labels, dense and of any dtype, need no collator of ours.
 Gradient accumulation, DataParallel and torchrun need nothing further. ``label_smoothing_factor`` smooths the targets of
-the loss.
+the loss, although Trainer warns that it has left its own smoothing away.
 """
 
 from __future__ import annotations

@@ -230,8 +230,12 @@ class ClassifierUpdate(nn.Module):
                 self._buffers[name] = value.resolve_neg().to(dtype).contiguous()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Calls that wait for their backward belong to this object alone, and cannot be copied.
-        return self.__dict__ | {"_calls": weakref.WeakSet()}
+        # Calls that wait for their backward belong to this object alone, and can be neither copied nor pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "_calls"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._calls = weakref.WeakSet()
 
 
 def ignore_update_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:

@@ -15,7 +15,8 @@ def step_some_rows(step: Step, rows: Tensor, gradient: Tensor, first_label: int 
     not. For SGD without momentum and weight decay that is the same as a step of the whole weight. The random bits of a
     stochastic rounding belong to the place in ``rows``, counted from ``first_label``.
     """
-    some = Rows(*(None if part is None else part[rows] for part in step.weight))
+    value, *moments = step.weight
+    some = Rows(value[rows], *(None if moment is None else moment[rows] for moment in moments))
     part = step._replace(weight=some, bias=None, first_label=first_label)
     select_update(part)(part)(slice(0, len(rows)), gradient, gradient.new_zeros(len(rows)))
     for whole, changed in zip(step.weight, some, strict=True):

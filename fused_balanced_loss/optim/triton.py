@@ -55,4 +55,6 @@ def _update(step: Step, rows: slice, weight_gradient: Tensor, bias_gradient: Ten
         ROWS=rows_a_program,
         COLUMNS=columns_at_once,
         num_warps=NUM_WARPS,
+        # Without it, as Triton will have it by default, each product and sum is an instruction of its own.
+        enable_fp_fusion=True,
     )

@@ -7,7 +7,7 @@ import torch
 from oracle import assert_within_rule, elements, plain
 from test_losses import DIGITS, loss_and_gradient, problem
 
-from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss import LabelStatistics, LossSpec, SparseTargets, balanced_loss
 from fused_balanced_loss.backends.aligned_copies import aligned_copies
 from fused_balanced_loss.backends.constants import MOST_KEPT, constants_key, label_constants
 from fused_balanced_loss.backends.problem import LabelConstants, Problem
@@ -56,6 +56,30 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype, name, form, device):
     _, plain_gradient = plain(logits.float(), targets, statistics, spec)
     error = (plain_gradient.to(dtype).double() - gradient).abs()
     assert_within_rule(ours, error, gradient, DIGITS[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("beta", "mu"), [(30, 0.9), (60, 0.9), (200, 0.9), (3000, 0.02)])
+@pytest.mark.usefixtures("terms")
+def test_steep_weights_keep_their_digits(beta, mu, form, device):
+    """The exponent of the weight, beta * (r - mu), is small where beta * r and beta * mu are large."""
+    logits, targets, statistics = crowded(torch.float32)
+    # Two and more labels of a row, whose r lie about mu.
+    targets[5] = False
+    targets[5, [100, 101]] = True
+    counts = statistics.counts.clone()
+    counts[100:102] = torch.tensor([40, 365]) if mu == 0.9 else torch.tensor([8, 391])
+    statistics = LabelStatistics.from_counts(counts, statistics.num_samples, degenerate="ignore")
+    spec = LossSpec(weighting="rebalanced", gamma=2, beta=beta, mu=mu)
+    expected, gradient = elements(logits, targets, statistics.counts, statistics.num_samples, spec)
+    plain_loss, plain_gradient = plain(logits, targets, statistics, spec)
+    for reduction in ("none", "sum"):
+        loss, ours = loss_and_gradient(
+            logits, FORMS[form](targets), statistics, spec, device, reduction=reduction, impl="triton"
+        )
+        if reduction == "none":
+            assert_within_rule(loss, (plain_loss.double() - expected).abs(), expected, DIGITS[torch.float32])
+        assert_within_rule(ours, (plain_gradient.double() - gradient).abs(), gradient, DIGITS[torch.float32])
 
 
 @pytest.mark.parametrize("form", FORMS)

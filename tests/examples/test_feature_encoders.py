@@ -21,8 +21,8 @@ from encoders.encoder import EncoderError  # noqa: E402
 from encoders.feature_encoder import FeatureEncoder  # noqa: E402
 from encoders.features import frozen_features, tfidf_features  # noqa: E402
 from encoders.frozen import FrozenEncoder, model_name  # noqa: E402
-from encoders.head import Head, HeadSettings, Inputs  # noqa: E402
-from encoders.scoring import score_test, score_validation  # noqa: E402
+from encoders.head import Head, HeadSettings, Inputs, rate_share  # noqa: E402
+from encoders.scoring import epochs_since_best, score_own, score_test, score_validation  # noqa: E402
 from encoders.svm import run_svm  # noqa: E402
 from encoders.tfidf import SVM_TFIDF, TfidfSettings  # noqa: E402
 from files import AppendedRows  # noqa: E402
@@ -348,3 +348,61 @@ def test_svm_without_a_label_in_training(small_corpus, tmp_path):
     predicted = run_svm(corpus, features, tmp_path / "work", 1)["predictions"].to_dense()
     assert not predicted[:, 0].any()
     assert predicted[:, 1].all()
+
+
+def test_training_as_long_as_validation_improves(corpus, words, tmp_path, monkeypatch):
+    """It stops after ``patience`` epochs without a gain, also where it was broken off and goes on."""
+    settings = dataclasses.replace(HEAD, epochs=60, patience=2, learning_rate=0.05)
+    inputs = {part: Inputs(matrix) for part, matrix in words.items()}
+    monkeypatch.setattr(head, "CHECKPOINT_SECONDS", 0.0)
+    whole, again = [], []
+    result = train_head(corpus, inputs, DB, settings, 0, tmp_path / "whole", whole.append)
+    assert 3 <= len(whole) < 60 and epochs_since_best(whole) == 2
+    assert epochs_since_best(whole[:-1]) < 2
+
+    def broken_off(epoch):
+        if epoch["number"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_head(corpus, inputs, DB, settings, 0, tmp_path / "parts", broken_off)
+    other = train_head(corpus, inputs, DB, settings, 0, tmp_path / "parts", again.append)
+    assert [epoch["micro_f1"] for epoch in again] == [epoch["micro_f1"] for epoch in whole]
+    assert other["own"] == result["own"]
+    assert rate_share(1, 100, 4, falls=False) == 0.5 and rate_share(99, 100, 4, falls=False) == 1.0
+
+
+def test_a_gain_at_either_threshold_counts():
+    """BCE predicts nothing above 0.40 for epochs, and learns all the same."""
+    epochs = [{"micro_f1": 0.0, "own_micro_f1": number / 10} for number in range(5)]
+    assert epochs_since_best(epochs) == 0
+    assert epochs_since_best([*epochs, {"micro_f1": 0.0, "own_micro_f1": 0.1}]) == 1
+    assert epochs_since_best([*epochs, {"micro_f1": 0.1, "own_micro_f1": 0.1}]) == 0
+    assert epochs_since_best([{"micro_f1": 0.1}, {"micro_f1": 0.0}]) == 1, "epochs of an earlier version"
+
+
+def test_thresholds_of_the_protocol_and_of_the_method(corpus):
+    """A model whose probabilities are all below 0.40 has nothing in the paper's grid, and its best far below."""
+    generator = torch.Generator().manual_seed(0)
+    logits = {
+        part: torch.randn(len(split), 90, generator=generator) - 6 + 3 * split.targets.to_dense(torch.float32)
+        for part, split in corpus.splits.items()
+    }
+    found = score_validation(corpus, logits["validation"].split(10))
+    protocol, own = found["protocol"], found["own"]
+    assert protocol["at_edge"] and protocol["threshold"] == 0.4
+    assert own["threshold"] < 0.2 and not own["at_edge"] and own["micro_f1"] > protocol["micro_f1"] + 0.2
+    scored = score_own(corpus, logits["test"].split(7), own)
+    dense, probability = corpus.test.targets.to_dense().numpy(), logits["test"].sigmoid().double()
+    for name, thresholds in (("own", own["threshold"]), ("by_group", own["by_group"]), ("by_label", own["by_label"])):
+        expected = f1_score(dense, (probability > thresholds).numpy(), average="micro", zero_division=0)
+        assert scored[name]["test"]["total"]["micro"] == pytest.approx(expected, abs=1e-12)
+    assert [row.label for row in scored["labels"]] == list(corpus.label_names)
+    assert sum(row.support for row in scored["labels"]) == dense.sum()
+    top = logits["test"].topk(3).indices.numpy()
+    precision = np.take_along_axis(dense, top, 1).mean()
+    assert scored["ranking"]["P@3"] == pytest.approx(precision)
+    assert {"nDCG@5", "PSP@1", "mAP", "label mAP", "ECE"} < set(scored["ranking"])
+    assert all(0 <= value <= 1 for value in scored["ranking"].values())
+    other = score_validation(corpus, logits["validation"].split(10), (0.05, 0.1, 0.3))
+    assert other["protocol"]["threshold"] in (0.05, 0.1, 0.3) and other["own"]["threshold"] == own["threshold"]

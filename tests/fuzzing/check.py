@@ -15,14 +15,15 @@ from torch import Tensor
 
 from fused_balanced_loss import SparseTargets, balanced_loss, linear_balanced_loss
 
-from .cases import DENSE, Arguments, Case, make
+from .call_arguments import Arguments, make
+from .cases import DENSE, Case
 from .compare import Bounds, disagreement
 from .exact import Batch, Exact, exact, plain
 from .memory import bytes_of
 
 _NAMED = re.compile(
     r"^(logits|targets|features|weight|bias|sample_weight|label_mask|statistics|spec|reduction|gradient|impl|"
-    r"chunk_size|ignore_index|crow|col): "
+    r"chunk_size|ignore_index|crow|col|pos_weight|class_weight): "
 )
 
 
@@ -75,10 +76,15 @@ def _kept(case: Case, arguments: Arguments) -> tuple[Tensor, Tensor]:
     return y.clone(), kept.clone()
 
 
+def _valid(case: Case, y: Tensor) -> Tensor:
+    """Which targets may be what they are: floating-point numbers in [0, 1], others 0 and 1."""
+    return (y >= 0) & (y <= 1) if DENSE.get(case.targets, torch.bool).is_floating_point else (y == 0) | (y == 1)
+
+
 def _expected_errors(case: Case, arguments: Arguments) -> set[str]:
     y, kept = _kept(case, arguments)
     expected = set()
-    if bool((kept & (y != 0) & (y != 1)).any()):
+    if bool((kept & ~_valid(case, y)).any()):
         expected.add("targets")
     if 0 in case.rows and case.reduction in ("mean", "batchmean"):
         expected |= {"features", "logits"} if case.linear else {"logits"}
@@ -138,6 +144,9 @@ def _call(case: Case, arguments: Arguments) -> list[Tensor]:
     options |= {"reduction": case.reduction, "gradient": case.gradient, "impl": case.impl}
     if case.ignore_index is not None:
         options["ignore_index"] = case.ignore_index
+    for name, value in arguments.label_weights.items():
+        plain_name = "class_weight" if case.linear else "weight"
+        options["pos_weight" if name == "pos_weight" else plain_name] = value
     if case.linear:
         names = ("features", "weight", "bias")
         leaves = [_leaf(case, arguments, name, case.grad) if name in arguments.tensors else None for name in names]
@@ -184,7 +193,12 @@ def _batch(case: Case, arguments: Arguments, z: Tensor, z_error: Tensor | float 
     if case.sample_weight:
         weight = arguments.tensors["sample_weight"].detach().double().reshape(number).clone()
     counts = arguments.counts.clamp(1, case.num_train - 1).double()
-    return Batch(z, y, kept, weight, counts, case.num_train, z_error)
+    y = torch.where(_valid(case, y), y, 0.0)
+    factors = []
+    for name in ("label_weight", "pos_weight"):
+        value = torch.as_tensor(arguments.label_weights.get(name, 1.0), dtype=torch.float64)
+        factors.append(value.detach().expand(case.labels).clone())
+    return Batch(z, y, kept, weight, counts, case.num_train, z_error, *factors)
 
 
 def _divisor(case: Case, batch: Batch) -> float:

@@ -22,8 +22,9 @@ _UNITS = 4.0
 class Batch(NamedTuple):
     """The arguments as numbers, float64 or bool.
 
-    z: logits [N, C]. y: targets [N, C]. kept: bool [N, C], False where masked. weight: of samples, [N].
-    counts: [C], clamped to [1, N_train - 1]. z_error: [N, C] or 0, how far a program's own logits may be off.
+    z: logits [N, C]. y: targets [N, C], 0 where they are invalid. kept: bool [N, C], False where masked.
+    weight: of samples, [N]. counts: [C], clamped to [1, N_train - 1].
+    z_error: [N, C] or 0, how far a program's own logits may be off. label_weight, pos_weight: [C].
     """
 
     z: Tensor
@@ -33,6 +34,12 @@ class Batch(NamedTuple):
     counts: Tensor
     num_train: int
     z_error: Tensor | float = 0.0
+    label_weight: Tensor | float = 1.0
+    pos_weight: Tensor | float = 1.0
+
+    def shares(self, smoothing: float) -> Tensor:
+        """Of target 1 in the loss, [N, C]."""
+        return self.y * (1 - smoothing) + smoothing / 2
 
 
 class Exact(NamedTuple):
@@ -50,77 +57,84 @@ class Exact(NamedTuple):
 
 def exact(batch: Batch, spec: LossSpec, eps: float) -> Exact:
     """Loss and gradient; ``eps`` is that of the dtype a program computes in."""
-    label = batch.y == 1
     # N/n - 1 without the cancellation of a label that nearly all samples carry.
     bias = spec.kappa * torch.log((batch.num_train - batch.counts) / batch.counts)
     d = batch.z - bias
-    dt_dz = _either(label, 1.0, -spec.lam)
-    t = d * dt_dz
-    weight, weight_error = _weight(batch, label, spec, eps)
-    factor = _either(label, spec.positive_factor, spec.negative_factor / spec.lam)
+    weight, weight_error = _weight(batch, spec, eps)
+    weight, weight_error = weight * batch.label_weight, weight_error * batch.label_weight
     off = _UNITS * eps * (batch.z.abs() + bias.abs() + 1) + batch.z_error
     # N/n - 1, read literally in float64, loses the digits that N/n and 1 have in common.
     off = off + 4 * abs(spec.kappa) * torch.finfo(torch.float64).eps * batch.num_train / (
         batch.num_train - batch.counts
     )
-    off = torch.where(torch.isfinite(t), off * dt_dz.abs(), 0.0)
-
-    loss, slope = _parts(t, label, spec)
-    below, above = _parts(t - off, label, spec), _parts(t + off, label, spec)
-    kept, results = batch.kept, []
-    # A power by exponential and logarithm is off by the exponent's share of units more.
-    units = 8 + 4 * max(spec.gammas)
-    # eps squared of an element's weight is below the last digit of whatever the element is added to.
-    tiny = eps**2 * weight.abs().clamp(min=1e-20)
-    for value, low, high, chain in (
-        (loss, below[0], above[0], factor),
-        (slope, below[1], above[1], factor * dt_dz),
+    share = batch.shares(spec.label_smoothing)
+    # A share is rounded once or twice, and its difference from 1 is off by as much.
+    share_error = torch.where((share == 0) | (share == 1), 0.0, 3 * eps * share)
+    gamma, gamma_negative = spec.gammas
+    positive_factor = spec.positive_factor * batch.pos_weight
+    zeros = torch.zeros_like(batch.z)
+    results, free = [zeros, zeros, zeros, zeros], zeros.bool()
+    negative_factor = spec.negative_factor / spec.lam
+    for of_part, dt_dz, factor, settings in (
+        (share, 1.0, positive_factor, (gamma, 0.0)),
+        (1 - share, -spec.lam, negative_factor, (gamma_negative, spec.probability_margin)),
     ):
-        moved = torch.maximum((value - low).abs(), (value - high).abs()).nan_to_num(0.0, 0.0, 0.0)
-        size = value.abs().nan_to_num(0.0, 0.0, 0.0)
-        margin = (moved * weight.abs() + size * (weight_error + units * eps * weight.abs()) + tiny) * chain.abs()
-        results.append((torch.where(kept, value * weight * chain, 0.0), torch.where(kept, margin, 0.0)))
-    (loss, loss_margin), (gradient, gradient_margin) = results
-    free = kept & (weight.abs() < 1e-36) & torch.isinf(t)
-    return Exact(loss, gradient, loss_margin, gradient_margin, free)
+        t = d * dt_dz
+        part_off = torch.where(torch.isfinite(t), off * abs(dt_dz), 0.0)
+        middle, below, above = (_part(each, *settings, spec.poly_epsilon) for each in (t, t - part_off, t + part_off))
+        # A power by exponential and logarithm is off by the exponent's share of units more.
+        units = 8 + 4 * max(spec.gammas)
+        # eps squared of an element's weight is below the last digit of whatever the element is added to.
+        tiny = eps**2 * weight.abs().clamp(min=1e-20)
+        for k, chain in ((0, factor), (1, factor * dt_dz)):
+            value, size = middle[k], middle[k + 2].nan_to_num(0.0, 0.0, 0.0)
+            moved = torch.maximum((value - below[k]).abs(), (value - above[k]).abs()).nan_to_num(0.0, 0.0, 0.0)
+            margin = moved * weight.abs() + size * (weight_error.abs() + units * eps * weight.abs()) + tiny
+            margin = margin * of_part + size * weight.abs() * share_error
+            # A part without a share is no part, though it may be infinite.
+            results[k] = results[k] + torch.where(of_part > 0, value * weight * chain * of_part, 0.0)
+            results[k + 2] = results[k + 2] + margin * abs(chain)
+        # An infinity meets a weight that is 0, or may be in float32.
+        free = free | (of_part > 0) & ((weight * factor * of_part).abs() < 1e-36) & torch.isinf(t)
+    loss, gradient, loss_margin, gradient_margin = (torch.where(batch.kept, each, 0.0) for each in results)
+    return Exact(loss, gradient, loss_margin, gradient_margin, batch.kept & free)
 
 
-def _either(label: Tensor, positive: float, negative: float) -> Tensor:
-    """float64: numbers alone would make a tensor of the default dtype."""
-    return torch.where(label, torch.full((), positive, dtype=torch.float64), negative)
+def _part(t: Tensor, gamma: float, margin: float, poly_epsilon: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(1 - p)**gamma * (nll + poly_epsilon * (1 - p)) with the probability margin, and its derivative by t.
 
-
-def _parts(t: Tensor, label: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
-    """(1 - p)**gamma * nll and its derivative by t, with the probability margin for the targets that are 0."""
-    positive, negative = spec.gamma, spec.gamma if spec.gamma_negative is None else spec.gamma_negative
-    gamma: Tensor | float = positive
-    if positive != negative:
-        gamma = _either(label, positive, negative)
+    And the size of each, which rounding is a share of: the same with all terms positive.
+    """
     p, q = torch.sigmoid(t), torch.sigmoid(-t)
-    nll = (-t).clamp(min=0) + torch.log1p(torch.exp(-t.abs()))
-    focal = q**gamma
-    # p is 0 where nll is infinite, and their product has the limit 0.
-    p_nll = torch.where(p == 0, 0.0, p * nll)
-    loss, slope = focal * nll, -focal * (gamma * p_nll + q)
-    if spec.probability_margin:
-        shifted = (q - spec.probability_margin).clamp(min=0)
-        nll = -torch.log1p(-shifted)
-        focal = shifted**negative
-        steep = negative * torch.where(shifted > 0, nll / shifted, 1.0) + 1 / (1 - shifted)
-        slope = torch.where(label, slope, torch.where(shifted == 0, 0.0, -focal * steep * p * q))
-        loss = torch.where(label, loss, torch.where(shifted == 0, 0.0, focal * nll))
-    return loss, slope
+    if margin:
+        excess = (q - margin).clamp(min=0)
+        nll, focal = -torch.log1p(-excess), excess**gamma
+        steep = gamma * torch.where(excess > 0, nll / excess, 1.0) + 1 / (1 - excess)
+        pq, dead, q = p * q, excess == 0, excess
+    else:
+        nll, focal = (-t).clamp(min=0) + torch.log1p(torch.exp(-t.abs())), q**gamma
+        # p is 0 where nll is infinite, and their product has the limit 0.
+        steep = gamma * torch.where(p == 0, 0.0, p * nll) + q
+        pq, dead = p * q, torch.zeros_like(q).bool()
+    results = []
+    for epsilon, sign in ((poly_epsilon, -1), (abs(poly_epsilon), 1)):
+        slope = steep * pq if margin else steep
+        slope = slope + epsilon * (gamma + 1) * pq
+        results += [focal * (nll + epsilon * q), sign * focal * slope]
+    loss, slope, loss_size, slope_size = (torch.where(dead, 0.0, each) for each in results)
+    return loss, slope, loss_size, slope_size
 
 
-def _weight(batch: Batch, label: Tensor, spec: LossSpec, eps: float) -> tuple[Tensor, Tensor]:
-    """Weight [N, C] of each element, and how far rounding may take it."""
-    n, rows = batch.counts, batch.weight[:, None]
+def _weight(batch: Batch, spec: LossSpec, eps: float) -> tuple[Tensor, Tensor]:
+    """Weight [N, C] of each element, without the caller's of the labels, and how far rounding may take it."""
+    n, rows, y = batch.counts, batch.weight[:, None], batch.y
+    label = y > 0
     if spec.weighting == "none":
         weight = rows.expand(batch.z.shape)
         return weight, torch.zeros_like(weight)
     if spec.weighting == "rebalanced":
         inverse = 1 / n
-        r = inverse / torch.where(label, inverse, 0.0).sum(1, keepdim=True)
+        r = inverse / (y * inverse).sum(1, keepdim=True)
         x = spec.beta * (r - spec.mu)
         # A sum of k terms in some order is off by less than sqrt(k) units, but in constructed cases.
         units = _UNITS + label.sum(1, keepdim=True).sqrt()
@@ -139,34 +153,41 @@ def _weight(batch: Batch, label: Tensor, spec: LossSpec, eps: float) -> tuple[Te
     if spec.pooling == "label":
         weight = at(n) * rows
         return weight, torch.zeros_like(weight)
-    number = label.sum(1)
-    one = number.clamp(min=1)
+    number = y.sum(1)
+    one = torch.where(number > 0, number, 1.0)
     if spec.pooling == "rarest":
         pooled = at(torch.where(label, n, float(batch.num_train)).amin(1))
     elif spec.pooling == "mean_count":
-        mean = torch.where(label, n, 0.0).sum(1) / one
+        mean = (y * n).sum(1) / one
         pooled = at(torch.where(number == 0, float(batch.num_train), mean))
     else:
-        mean = torch.where(label, at(n), 0.0).sum(1) / one
+        mean = (y * at(n)).sum(1) / one
         pooled = torch.where(number == 0, at(torch.tensor(float(batch.num_train), dtype=n.dtype)), mean)
     weight = (pooled[:, None] * rows).expand(batch.z.shape)
-    return weight, eps * (_UNITS + 2 * number.sqrt()[:, None]) * weight.abs()
+    return weight, eps * (_UNITS + 2 * label.sum(1).sqrt()[:, None]) * weight.abs()
 
 
 def plain(batch: Batch, spec: LossSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Loss and gradient [N, C] as one would write them in PyTorch in ``dtype``: the yardstick of the error rule."""
     z = batch.z.to(dtype).requires_grad_()
-    label, n = batch.y == 1, batch.counts.to(dtype)
-    t = z - spec.kappa * torch.log(batch.num_train / n - 1) if spec.kappa else z
-    t = torch.where(label, t, -spec.lam * t)
-    q, nll = 1 - torch.sigmoid(t), torch.nn.functional.softplus(-t)
-    positive, negative = spec.gamma, spec.gamma if spec.gamma_negative is None else spec.gamma_negative
-    if spec.probability_margin:
-        shifted = (q - spec.probability_margin).clamp(min=0)
-        q, nll = torch.where(label, q, shifted), torch.where(label, nll, -torch.log1p(-shifted))
-    weight, _ = _weight(batch._replace(z=batch.z.to(dtype), counts=n, weight=batch.weight.to(dtype)), label, spec, 0.0)
-    factor = _either(label, spec.positive_factor, spec.negative_factor / spec.lam).to(dtype)
-    loss = factor * weight * torch.where(label, q**positive, q**negative) * nll
-    loss = torch.where(batch.kept, loss, 0.0)
+    y, n = batch.y.to(dtype), batch.counts.to(dtype)
+    d = z - spec.kappa * torch.log(batch.num_train / n - 1) if spec.kappa else z
+    parts = []
+    for t, gamma, margin in ((d, spec.gammas[0], 0.0), (-spec.lam * d, spec.gammas[1], spec.probability_margin)):
+        q, nll = 1 - torch.sigmoid(t), torch.nn.functional.softplus(-t)
+        if margin:
+            q = (q - margin).clamp(min=0)
+            nll = -torch.log1p(-q)
+        parts.append(q**gamma * (nll + spec.poly_epsilon * q))
+    weight, _ = _weight(batch._replace(z=batch.z.to(dtype), y=y, counts=n, weight=batch.weight.to(dtype)), spec, 0.0)
+    label_weight, pos_weight = (torch.as_tensor(one).to(dtype) for one in (batch.label_weight, batch.pos_weight))
+    positive = spec.positive_factor * pos_weight * parts[0]
+    negative = spec.negative_factor / spec.lam * parts[1]
+    share = batch._replace(y=y).shares(spec.label_smoothing)
+    if bool(((share == 0) | (share == 1)).all()):
+        mixed = torch.where(share == 1, positive, negative)
+    else:
+        mixed = share * positive + (1 - share) * negative
+    loss = torch.where(batch.kept, weight * label_weight * mixed, 0.0)
     (gradient,) = torch.autograd.grad(loss.sum(), z)
     return loss.detach().double(), gradient.double()

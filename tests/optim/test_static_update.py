@@ -41,7 +41,7 @@ even = {"num_features", "weight_stride"} if num_features % 16 == 0 else set()
 attributes = {(k,): [["tt.divisibility", 16]] for k, n in enumerate(names) if signature[n].startswith("*") or n in even}
 source = ASTSource(fn=kernel, signature=signature, attrs=attributes,
                    constexprs={(names.index(n),): value for n, value in constants.items()})
-compiled = triton.compile(source, target=target, options={"num_warps": backend.NUM_WARPS})
+compiled = triton.compile(source, target=target, options={"num_warps": backend.NUM_WARPS, "enable_fp_fusion": True})
 with tempfile.TemporaryDirectory() as tmp:
     try:
         figures = (static.amd_figures(compiled) if target.backend == "hip" else

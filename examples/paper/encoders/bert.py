@@ -4,7 +4,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,10 @@ from encoders.frozen import model_name
 from encoders.pretrained import load_classifier, load_tokenizer, tokenize
 from encoders.saved_bert import copy_checkpoint
 from encoders.scoring import GRIDS, score_own, score_test, score_validation
-from encoders.training import EpochReport, epochs_of, is_over, logits_of, progress_of, train, without_nan
+from encoders.training import EpochReport, epochs_of, is_over, logits_of, metrics_at, progress_of, train, without_nan
 from fused_balanced_loss import BalancedLoss, LabelStatistics, LossSpec
 from fused_balanced_loss.integrations.fused_head import fuse_classifier
-from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func, compute_metrics
-from fused_balanced_loss.metrics import ThresholdedF1
+from fused_balanced_loss.integrations.transformers import DataCollatorForMultiLabel, compute_loss_func
 
 # The search is one for all seeds of a loss.
 SEARCH_SEED = 0
@@ -200,7 +199,7 @@ class BertEncoder:
             processing_class=self.tokenizer,
             data_collator=DataCollatorForMultiLabel(self.tokenizer, self.corpus.num_labels),
             compute_loss_func=lambda *outputs, **more: losses["loss"](*outputs, **more),
-            compute_metrics=self._compute_metrics(),
+            compute_metrics=metrics_at(self.corpus.num_labels, self.thresholds),
             preprocess_logits_for_metrics=lambda logits, _: without_nan(logits),
             callbacks=list(callbacks),
         )
@@ -230,13 +229,21 @@ class BertEncoder:
         return batch
 
     def _search(self, spec: LossSpec) -> list[Json]:
-        """``learning_rate``, best ``micro_f1`` and ``seconds`` of each rate, the best first, of equals the lower rate.
+        """``learning_rate``, best ``micro_f1`` and ``seconds`` of each rate, the best first; of equals the one that is
+        better at the method's own threshold, then the lower rate.
 
         A file takes each result as it comes, so that an interrupted search goes on with the rates that are left.
         """
         settings = self._settings
         training = {**settings.as_json(), "epochs": None, "patience": None}
-        made_of = {"corpus": self.corpus.fingerprint, "model": self.name, "loss": asdict(spec), "training": training}
+        made_of: Json = {
+            "corpus": self.corpus.fingerprint,
+            "model": self.name,
+            "loss": asdict(spec),
+            "training": training,
+        }
+        if self.thresholds != GRIDS["paper"]:
+            made_of["thresholds"] = self.thresholds
         folder = (self.cache / f"search-{digest(made_of)}").resolve()
         found = _read_search(folder / "rates.json")
         rates = settings.search_rates
@@ -255,14 +262,20 @@ class BertEncoder:
             # A rate is tried from its beginning: it has no checkpoint.
             trainer = self._trainer(spec, *how, checkpoints=False)
             train(trainer)
-            best = max(epoch["micro_f1"] for epoch in epochs_of(trainer.state.log_history))
-            found[str(rate)] = {"learning_rate": rate, "micro_f1": best, "seconds": time.perf_counter() - start}
+            epochs = epochs_of(trainer.state.log_history)
+            best = {name: max(epoch[name] for epoch in epochs) for name in ("micro_f1", "own_micro_f1")}
+            found[str(rate)] = {"learning_rate": rate, **best, "seconds": time.perf_counter() - start}
             if is_main():
                 with atomic_file(folder / "rates.json") as path:
                     path.write_text(json.dumps(found), encoding="utf-8")
             del trainer
             gc.collect()
-        return sorted(found.values(), key=lambda trial: (-trial["micro_f1"], trial["learning_rate"]))
+
+        def order(trial: Json) -> tuple[float, float, float]:
+            # At the protocol's thresholds some losses predict nothing for the first epochs, whatever the rate.
+            return -trial["micro_f1"], -trial.get("own_micro_f1", 0.0), trial["learning_rate"]
+
+        return sorted(found.values(), key=order)
 
     def _callbacks(self, name: str, report: Report) -> list[TrainerCallback]:
         settings, logs = self._settings, self.asked.logs
@@ -275,17 +288,6 @@ class BertEncoder:
 
             callbacks.append(TensorBoardCallback(SummaryWriter(str(logs / name))))
         return callbacks
-
-    def _compute_metrics(self) -> Callable[..., Json]:
-        """Those at the threshold of the protocol, and the same with ``own_`` at the method's own."""
-        grids = {"": self.thresholds, "own_": GRIDS["full"]}
-        counted = {kind: compute_metrics(ThresholdedF1(self.corpus.num_labels, grid)) for kind, grid in grids.items()}
-
-        def compute(prediction: Any, compute_result: bool = True) -> Json:
-            each = {kind: count(prediction, compute_result) for kind, count in counted.items()}
-            return {f"{kind}{name}": value for kind, found in each.items() for name, value in found.items()}
-
-        return compute
 
 
 def _read_search(file: Path) -> dict[str, Json]:

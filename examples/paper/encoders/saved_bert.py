@@ -31,7 +31,7 @@ class SavedBert:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """float32 [n, C]."""
-        return torch.from_numpy(in_batches(texts, self.model.config.num_labels, self._logits))
+        return torch.from_numpy(in_batches(texts, int(self.model.config.num_labels or 0), self._logits))
 
     @torch.inference_mode()
     def _logits(self, texts: list[str]) -> Tensor:

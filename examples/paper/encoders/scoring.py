@@ -140,8 +140,8 @@ def _scores(f1: ThresholdedF1, threshold: Any) -> Json:
 
 def epochs_since_best(epochs: Sequence[Json]) -> int:
     """Epochs since validation was last better, at the threshold of the protocol or at the method's own."""
-    kinds = ("micro_f1", "own_micro_f1")
-    scores = [found for kind in kinds if len(found := [one[kind] for one in epochs if kind in one]) == len(epochs)]
+    kinds = [kind for kind in ("micro_f1", "own_micro_f1") if epochs and all(kind in one for one in epochs)]
+    scores = [[one[kind] for one in epochs] for kind in kinds]
     return min((len(found) - 1 - found.index(max(found)) for found in scores), default=0)
 
 

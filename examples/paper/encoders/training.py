@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from encoders.encoder import EncoderError, Report
-from encoders.scoring import epochs_since_best
+from encoders.scoring import GRIDS, epochs_since_best
+from fused_balanced_loss.integrations.transformers import compute_metrics
+from fused_balanced_loss.metrics import ThresholdedF1
 
 # In a checkpoint: itself and AdamW's two moments, in float32.
 BYTES_A_WEIGHT = 12
@@ -173,6 +175,18 @@ def train(trainer: Trainer, checkpoint: str | None = None) -> None:
             raise
         takes, has = (f"{size / 2**20:,.0f} MiB" for size in (needed, free))
         raise OSError(f"{folder}: no room for a checkpoint, which takes {takes}; {has} are free") from error
+
+
+def metrics_at(num_labels: int, thresholds: Sequence[float]) -> Callable[..., Json]:
+    """Trainer's ``compute_metrics``: at the best of the protocol's thresholds, and with ``own_`` at that of all."""
+    grids = {"": thresholds, "own_": GRIDS["full"]}
+    counted = {kind: compute_metrics(ThresholdedF1(num_labels, grid)) for kind, grid in grids.items()}
+
+    def compute(prediction: Any, compute_result: bool = True) -> Json:
+        each = {kind: count(prediction, compute_result) for kind, count in counted.items()}
+        return {f"{kind}{name}": value for kind, found in each.items() for name, value in found.items()}
+
+    return compute
 
 
 @torch.inference_mode()

@@ -147,8 +147,8 @@ def tables_text(records: Iterable[Json], paper: str | None) -> str:
     for group in group_runs(make_run(Path(), record) for record in records):
         if group.rows:
             claims = claims_table(group) if paper else None
-            tables = (frequency_table(group, paper), instance_table(group, paper), claims)
-            tables += (threshold_table(group), ranking_table(group))
+            tables = [frequency_table(group, paper), instance_table(group, paper), claims]
+            tables += [threshold_table(group), ranking_table(group)]
             texts += [table.text() for table in tables if table is not None]
     return "\n\n".join(texts)
 
@@ -189,8 +189,8 @@ def _add_group(
         document.table(claims_table(group, own=True), place)
         document.table(order_table(group, paper), place)
     document.table(frequency_table(group, paper), place)
-    for table in (threshold_table(group), ranking_table(group)):
-        document.table(table, place)
+    document.table(threshold_table(group), place)
+    document.table(ranking_table(group), place)
     document.figure(draw_rare_labels(group, paper), place, "rare_labels", f"{group.about}: medium and tail labels")
     for table in (instance_table, ablation_table, confusion_table):
         document.table(table(group, paper), place)
