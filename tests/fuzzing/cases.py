@@ -101,9 +101,7 @@ def draw_spec(rng: random.Random, presets: bool = False) -> LossSpec:
 def _draw_settings(rng: random.Random, presets: bool) -> LossSpec:
     if rng.random() < 0.5 or presets:
         corpus, convention = rng.choice(("reuters", "pubmed")), rng.choice(("paper", "authors"))
-        # The exact formula here has no Poly-1.
-        name = rng.choice([name for name in PRESETS if name != "Poly-1"])
-        return LossSpec.preset(name, corpus=corpus, convention=convention)
+        return LossSpec.preset(rng.choice(PRESETS), corpus=corpus, convention=convention)
     weighting = rng.choice(("none", "class_balanced", "rebalanced", "inverse_frequency", "sqrt_inverse_frequency"))
     pooled = weighting not in ("none", "rebalanced") and rng.random() < 0.5
     return LossSpec(
