@@ -115,7 +115,7 @@ losses.balanced_loss(logits, targets, losses.LossSpec.preset("DB", corpus="reute
 * Python 3.10 and PyTorch 2.11 or newer; on a GPU Triton; NumPy.
 * For the C++ kernel a compiler (`g++` or `clang++`) on the machine that runs it. It is built at first use and kept in a
   cache folder; without a compiler the same equations run in PyTorch operators, after one warning.
-* The integrations of transformers and timm, and sharding over processes, are in the Python package alone.
+* The integrations of transformers, scikit-learn and timm, and sharding over processes, are in the Python package alone.
 
 ## What has been checked
 

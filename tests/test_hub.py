@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,15 @@ def test_card_lists_all_functions_and_layers(kernel, folder):
     assert 'get_kernel("somebody/fused-balanced-loss"' in card and "{" not in card.replace("{1}", "")
     for name in (*package.__all__, "BCEWithLogitsLoss"):
         assert f"- `{name}`" in card
+
+
+def test_example_of_the_card_runs(folder, monkeypatch):
+    kernels = pytest.importorskip("kernels")
+    monkeypatch.setattr(kernels, "get_kernel", lambda name, **options: kernels.get_local_kernel(folder))
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "CARD.md").read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["logits"].grad.abs().sum() > 0
 
 
 def test_configuration_and_digests_are_what_kernels_reads(hub_build, tmp_path):
