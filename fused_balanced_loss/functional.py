@@ -109,7 +109,8 @@ def balanced_loss(
         statistics: label counts of the training set; None where the spec needs none.
         weight: a number or [C], real, finite, >= 0; multiplies the loss of each label. The mean still divides by N * C,
             as that of ``torch.nn.BCEWithLogitsLoss``. Not differentiated. Tensors are checked and converted once, and
-            again after a change: keep them from call to call.
+            again after a change: keep them from call to call. On a GPU a change without a new version, as through
+            ``.data``, is not seen; under torch.compile values are not checked.
         pos_weight: the same for the part of target 1 alone.
         reduction: ``"mean"`` over the N * C elements, or, with a mask, over those it keeps; ``"batchmean"``: the sum
             over the labels, the mean over the N samples; ``"sum"``; ``"none"`` for the loss of each element.

@@ -19,24 +19,25 @@ class LabelWeights(NamedTuple):
     pos_weight: the same for the part of target 1 alone.
     num_labels: C.
     statistics: with which ``cache`` is made.
-    cache: what the implementations have made of weights and statistics, by their own keys.
+    cache: what the implementations have made of weights and statistics, by their own keys; None where the weights may
+        change without a trace, so that nothing of them may be kept.
     """
 
     weight: Weight | None
     pos_weight: Weight | None
     num_labels: int
     statistics: LabelStatistics | None
-    cache: dict[Any, Any]
+    cache: dict[Any, Any] | None
 
     def factors(self) -> tuple[Tensor | None, Tensor | None]:
-        """weight and pos_weight, each float64 [C] or None; on the CPU, but under torch.compile."""
+        """weight and pos_weight, each float64 [C] or None; on the CPU where they are kept, else on their device."""
         return self._factor(self.weight), self._factor(self.pos_weight)
 
     def _factor(self, value: Weight | None) -> Tensor | None:
         if value is None:
             return None
         if isinstance(value, Tensor):
-            # A compiled call has no values yet, so it must not wait for the device.
-            exact = value.detach() if torch.compiler.is_compiling() else value.detach().cpu()
+            # Only where the result is kept may it wait for the device.
+            exact = value.detach() if self.cache is None else value.detach().cpu()
             return exact.double().expand(self.num_labels)
         return torch.full((self.num_labels,), value, dtype=torch.float64, device="cpu")

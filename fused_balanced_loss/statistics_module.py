@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from .arguments import check_statistics
 from .backends.constants import label_constants, resolved
+from .broadcast import is_broadcast
 from .label_statistics import LabelStatistics
 from .label_weights import Weight
 from .spec import LossSpec
@@ -100,7 +100,7 @@ class StatisticsModule(nn.Module):
             return None
         compiling = torch.compiler.is_compiling()
         seen = compiling or self._are_seen()
-        if seen and not compiling and not _is_broadcast():
+        if seen and not compiling and not is_broadcast():
             return self._derived
         buffers = self._statistics_buffers()
         if buffers is None:
@@ -282,12 +282,6 @@ def _local(tensor: Tensor) -> Tensor:
     # The class is known by its name: an import of its module takes longer than that of this package.
     local: Tensor = tensor.to_local() if type(tensor).__name__ == "DTensor" else tensor  # type: ignore[attr-defined]
     return local
-
-
-def _is_broadcast() -> bool:
-    """Whether a DistributedDataParallel is in its forward and has broadcast the buffers, which keep their version."""
-    wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    return wrapper is not None and wrapper.will_sync_module_buffers()
 
 
 def _has_values(tensor: Tensor) -> bool:

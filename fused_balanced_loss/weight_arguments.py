@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .backends import device as devices
 from .backends.kept import keep
+from .broadcast import is_broadcast
 from .label_statistics import LabelStatistics
 from .label_weights import LabelWeights, Weight
 
 # By identity and version of the tensors: weights that do not change are checked and converted once. An entry holds its
 # tensors and its statistics, so that no others can take their place in memory.
-_kept: dict[object, LabelWeights] = {}
+_kept: dict[object, tuple[LabelWeights, list[Tensor]]] = {}
 _MOST_KEPT = 16
 
 
@@ -38,30 +39,32 @@ def label_weights(
     """
     if weight is None and pos_weight is None:
         return None
-    if torch.compiler.is_compiling():
-        key = None
-    else:
+    tensors = [part for part in (weight, pos_weight) if isinstance(part, Tensor)]
+    key = None
+    if not torch.compiler.is_compiling() and not (tensors and is_broadcast()):
         marks = _mark(weight), _mark(pos_weight)
-        # Inference tensors have no version, and traced ones no address: they are looked at in each call.
-        key = None if "" in marks else (*marks, id(statistics), num_labels, device)
-        found = _kept.get(key) if key else None
-        if found is not None:
+        key = None if None in marks else (*marks, id(statistics), num_labels, device)
+        found, values = _kept.get(key, (None, []))
+        # What shares its memory with an array may change without a new version. On a GPU looking would stall.
+        if found is not None and (devices.kind(device) != "cpu" or all(map(torch.equal, tensors, values))):
             return found
     for which, value in ((name, weight), ("pos_weight", pos_weight)):
         if value is not None:
             check_weight(which, value, num_labels, device)
-    made = LabelWeights(weight, pos_weight, num_labels, statistics, {})
+    made = LabelWeights(weight, pos_weight, num_labels, statistics, None if key is None else {})
     if key is not None:
-        keep(_kept, key, made, _MOST_KEPT)
+        values = [part.clone() for part in tensors] if devices.kind(device) == "cpu" else []
+        keep(_kept, key, (made, values), _MOST_KEPT)
     return made
 
 
 def _mark(value: Weight | None) -> object:
-    """What tells a weight from any other, and from itself after a change; "" where nothing can."""
+    """What tells a weight from any other, and from itself after a change; None where nothing can."""
     if value is None or isinstance(value, (int, float)):
-        return value
+        return type(value), value
+    # Inference tensors have no version, and traced ones no address.
     if type(value) is not Tensor or value.is_inference():
-        return ""
+        return None
     return id(value), value._version, value.data_ptr()
 
 

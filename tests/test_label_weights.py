@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,3 +217,23 @@ def test_a_weight_is_converted_once(monkeypatch):
     weight[0] = -1
     with pytest.raises(ValueError, match="weight: expected finite numbers"):
         balanced_loss(logits, targets, DB, statistics, weight=weight)
+
+
+def test_a_change_without_a_version_is_seen():
+    logits, targets, *_ = drawn()
+    array = np.ones(C, np.float32)
+    weight = torch.from_numpy(array)
+    first = balanced_loss(logits, targets, LossSpec(), weight=weight)
+    array[:] = 2
+    torch.testing.assert_close(balanced_loss(logits, targets, LossSpec(), weight=weight), 2 * first)
+    module = BalancedLoss(LossSpec(), weight=torch.ones(C))
+    assert module(logits, targets) == first
+    module.weight.data.fill_(3)
+    torch.testing.assert_close(module(logits, targets), 3 * first)
+
+
+def test_true_is_no_number_also_after_one():
+    logits, targets, *_ = drawn()
+    balanced_loss(logits, targets, LossSpec(), weight=1.0)
+    with pytest.raises(TypeError, match=r"^weight: expected a number"):
+        balanced_loss(logits, targets, LossSpec(), weight=True)

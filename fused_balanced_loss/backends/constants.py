@@ -58,11 +58,10 @@ def label_constants(
     label_weights: LabelWeights | None = None,
 ) -> LabelConstants:
     """Constants of the labels; kept with the statistics, or the caller's weights, for the next call."""
-    cache = constants_cache(statistics, label_weights)
-    if cache is None or (label_weights is None and not spec.needs_statistics):
+    if label_weights is None and (statistics is None or not spec.needs_statistics):
         return LabelConstants(None, None, None)
-    if label_weights is not None and torch.compiler.is_compiling():
-        # The weights are inputs of the compiled code, so nothing of them may be kept.
+    cache = constants_cache(statistics, label_weights)
+    if cache is None:
         return _make_label_constants(statistics, spec, dtype, device, label_weights)
     key = constants_key(spec, dtype, device)
     constants: LabelConstants | None = cache.get(key)

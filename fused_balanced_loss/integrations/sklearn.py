@@ -1,7 +1,7 @@
 """A multi-label classifier for scikit-learn, trained with the balanced losses::
 
-    classifier = make_pipeline(TfidfVectorizer(), BalancedClassifier())
-    classifier.fit(texts, indicators).predict(more_texts)
+classifier = make_pipeline(TfidfVectorizer(), BalancedClassifier())
+classifier.fit(texts, indicators).predict(more_texts)
 """
 
 from __future__ import annotations
