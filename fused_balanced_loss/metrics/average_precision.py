@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..input_values import as_integer, as_number
 from ..targets import SparseTargets
-from ..thresholding import FloatArray, chunks
+from ..thresholding import CHUNK, FloatArray, chunks
 from .streaming import StreamingMetric, checked_targets
 
 
@@ -142,8 +142,7 @@ class LabelAveragePrecision(StreamingMetric):
         Raises:
             RuntimeError: before any sample was counted.
         """
-        self._check_counted()
-        return _binned_precision(self._sums["counts"].cpu()).numpy()
+        return torch.cat([_binned_precision(counts) for counts in self._parts()]).numpy()
 
     def macro(self) -> float:
         """The mean over the labels that some sample carries; 0 where there are none. Errors as for :meth:`by_label`."""
@@ -159,17 +158,14 @@ class LabelAveragePrecision(StreamingMetric):
 
         Errors as for :meth:`by_label`.
         """
+        low, high = (torch.cat(parts) for parts in zip(*map(_bounds, self._parts()), strict=True))
+        return _mean(low), _mean(high)
+
+    def _parts(self) -> list[Tensor]:
+        """Counts [2, labels, B] of some labels each, so that what is computed from them takes little memory."""
         self._check_counted()
-        every, true, every_before, true_before = _from_the_top(self._sums["counts"].cpu())
-        other_before = every_before - true_before
-        other_after = other_before + every - true
-        # All that carry the label come first and have equal logits.
-        high = true * (true_before + true) / (every_before + true).clamp(min=1)
-        # They come last, one by one: the sum of (t + i) / (t + o + i), with the sum of 1 / (t + o + i) by digamma.
-        start = true_before + other_after + 1
-        low = true - other_after * (torch.digamma(start + true) - torch.digamma(start))
-        support = true.sum(-1)
-        return _mean(low.sum(-1) / support), _mean(high.sum(-1) / support)
+        parts = self._sums["counts"].split(max(1, CHUNK // (8 * self.num_bins)), dim=1)
+        return [part.cpu() for part in parts]
 
     def _settings(self) -> dict[str, Any]:
         return {"num_labels": self.num_labels, "num_bins": self.num_bins, "low": self.low, "high": self.high}
@@ -186,6 +182,19 @@ def _binned_precision(counts: Tensor) -> Tensor:
     every, true, every_before, true_before = _from_the_top(counts)
     precision = (true_before + true) / (every_before + every).clamp(min=1)
     return (true * precision).sum(-1) / true.sum(-1)
+
+
+def _bounds(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest average precision, float64 [C] each, from counts [2, C, B]."""
+    every, true, every_before, true_before = _from_the_top(counts)
+    other = every_before - true_before + every - true
+    # Those with the label come first in their bin and have equal logits.
+    high = true * (true_before + true) / (every_before + true).clamp(min=1)
+    # They come last, one by one: the sum of (t + i) / (t + o + i), with the sum of 1 / (t + o + i) by digamma.
+    start = true_before + other + 1
+    low = true - other * (torch.digamma(start + true) - torch.digamma(start))
+    support = true.sum(-1)
+    return low.sum(-1) / support, high.sum(-1) / support
 
 
 def _mean(values: Tensor) -> float:
