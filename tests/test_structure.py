@@ -12,7 +12,7 @@ PACKAGE = "fused_balanced_loss"
 # A level a line, the lowest first; a name is a module or a folder of the package. A level imports from lower ones, and
 # a folder from itself. Add a new module where it stands in this order.
 LEVELS = (
-    "kernels input_values first_order",
+    "kernels input_values first_order broadcast",
     "spec",
     "target_checks score_groups thresholding",
     "targets",
