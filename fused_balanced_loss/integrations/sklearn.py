@@ -28,7 +28,7 @@ from .sklearn_fitted import FittedClassifier
 from .sklearn_network import Network, Optimizer
 from .sklearn_parameters import check_parameters, chosen_device
 from .sklearn_targets import Labels, read_targets, tells_labels
-from .sklearn_training import Samples, check_classes, loss_spec, split, train, train_epoch
+from .sklearn_training import Samples, check_classes, loss_spec, split, steps_size, train, train_epoch
 
 
 class BalancedClassifier(FittedClassifier):
@@ -52,11 +52,11 @@ class BalancedClassifier(FittedClassifier):
             as long as training may go on: after ``partial_fit``, and after ``fit`` with ``warm_start``.
         learning_rate: of all steps.
         weight_decay: decoupled for AdamW, an L2 penalty for SGD.
-        batch_size: samples a step.
+        batch_size: samples a step; ``"auto"`` takes a hundredth of them, at least 8 and at most 64.
         max_iter: the most epochs.
-        early_stopping: whether training ends after ``n_iter_no_change`` epochs without a better score on the validation
-            part (micro-F1 at its best threshold; for one class a sample, accuracy). The weights of the best epoch are
-            kept, which takes another copy of them.
+        early_stopping: whether training ends after ``n_iter_no_change`` epochs, of 500 steps in all or more, without a
+            better score on the validation part (micro-F1 at its best threshold; for one class a sample, accuracy). The
+            weights of the best epoch are kept, which takes another copy of them.
         validation_fraction: share of the samples that training leaves out for early stopping and for the threshold.
         n_iter_no_change: see ``early_stopping``.
         threshold: the probability above which a label is predicted. ``"validation"`` takes the one with the best
@@ -96,8 +96,8 @@ class BalancedClassifier(FittedClassifier):
         optimizer_state: Literal["float32", "bfloat16", "row"] = "row",
         learning_rate: float = 0.003,
         weight_decay: float = 0.0,
-        batch_size: int = 64,
-        max_iter: int = 50,
+        batch_size: int | Literal["auto"] = "auto",
+        max_iter: int = 100,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 5,
@@ -187,7 +187,8 @@ class BalancedClassifier(FittedClassifier):
         rows, _ = split(samples, 0.0, self._random)
         self._count(samples.targets[rows], go_on)
         self._begin(samples, labels, go_on, self._random)
-        loss = train_epoch(self._network, samples, self._random.permutation(rows), self.batch_size)
+        size = steps_size(self.batch_size, len(rows))
+        loss = train_epoch(self._network, samples, self._random.permutation(rows), size)
         self.loss_curve_ = [*(self.loss_curve_ if go_on else []), loss]
         self.n_iter_ = len(self.loss_curve_)
         return self

@@ -68,10 +68,12 @@ class FittedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def coef_(self) -> NDArray[np.float32]:
+        """[C, F], the weights of a linear classifier; two classes share one row."""
         return self._coefficients()[0]
 
     @property
     def intercept_(self) -> NDArray[np.float32]:
+        """[C], the bias of a linear classifier."""
         return self._coefficients()[1]
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -23,6 +23,7 @@ _NUMBERS = {
     "validation_fraction": (0.0, 1.0, False),
     "threshold": (0.0, 1.0, False),
 }
+_OTHER_THAN_INTEGERS = {"batch_size": "auto", "hidden_layer_size": None}
 _INTEGERS = ("batch_size", "max_iter", "n_iter_no_change", "hidden_layer_size")
 
 
@@ -35,8 +36,9 @@ def check_parameters(estimator: BaseEstimator) -> None:
     for name in _INTEGERS:
         value = given[name]
         whole = isinstance(value, (int, integer)) and not isinstance(value, bool) and value >= 1
-        if not whole and not (value is None and name == "hidden_layer_size"):
-            _refuse(name, "an integer of at least 1" + (" or None" if name == "hidden_layer_size" else ""), value)
+        others = [_OTHER_THAN_INTEGERS[name]] if name in _OTHER_THAN_INTEGERS else []
+        if not whole and not (type(value) in (str, type(None)) and value in others):
+            _refuse(name, " or ".join(["an integer of at least 1", *map(repr, others)]), value)
     for name, (low, high, closed) in _NUMBERS.items():
         value = given[name]
         if isinstance(value, str) and name == "threshold" and value == "validation":

@@ -37,7 +37,7 @@ def read_targets(y: Any, labels: Labels | None = None, classes: Any = None) -> t
     """Targets [n, C], and what else they say.
 
     Args:
-        y: see :meth:`BalancedClassifier.fit`.
+        y: see :meth:`fused_balanced_loss.integrations.sklearn.BalancedClassifier.fit`.
         labels: what earlier targets of the same estimator have said; the labels of these must be among theirs.
         classes: of targets whose labels are not known by themselves; None takes those that occur.
 

@@ -19,6 +19,9 @@ from .sklearn_targets import Labels
 # Probabilities of the logits -6 to 6 by 0.1.
 _THRESHOLDS = 1 / (1 + np.exp(-np.arange(-60, 61) / 10))
 
+# Few samples are few steps an epoch, so that some epochs without a better score say little.
+_PATIENT_STEPS = 500
+
 Rows = NDArray[np.int64]
 
 
@@ -146,9 +149,11 @@ def train(
     random: np.random.RandomState,
 ) -> Progress:
     """Trains as the parameters of BalancedClassifier in ``settings`` say; leaves the best weights in the network."""
-    progress = Progress(network, settings.early_stopping, settings.n_iter_no_change)
+    size = steps_size(settings.batch_size, len(rows))
+    patience = max(settings.n_iter_no_change, -(-_PATIENT_STEPS * size // len(rows)))
+    progress = Progress(network, settings.early_stopping, patience)
     for epoch in range(1, settings.max_iter + 1):
-        progress.loss(train_epoch(network, samples, random.permutation(rows), settings.batch_size))
+        progress.loss(train_epoch(network, samples, random.permutation(rows), size))
         if held_out is not None and (settings.early_stopping or epoch == settings.max_iter):
             progress.score(*validate(network, held_out, labels, settings.threshold))
         if settings.verbose:
@@ -157,6 +162,11 @@ def train(
             break
     progress.take_best()
     return progress
+
+
+def steps_size(batch_size: int | str, num_samples: int) -> int:
+    """Samples a step."""
+    return min(64, max(8, num_samples // 100)) if isinstance(batch_size, str) else batch_size
 
 
 def train_epoch(network: Network, samples: Samples, rows: Rows, batch_size: int) -> float:

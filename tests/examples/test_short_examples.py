@@ -41,3 +41,10 @@ def test_trainer(tmp_path, model):
     assert after > before
     if not arguments:
         assert after > before + 20
+
+
+def test_scikit_learn():
+    header, *lines, topics = run("scikit_learn.py").splitlines()
+    assert "rare topics" in header and topics == "('topic03', 'topic31')"
+    plain, balanced = ([float(f1) for f1 in re.findall(r"\d+\.\d", line)] for line in lines)
+    assert balanced[1] > plain[1] + 20 and balanced[3] > plain[3] + 50, "rare labels are found"

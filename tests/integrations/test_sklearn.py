@@ -32,8 +32,12 @@ ORDER = (
 )
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
-    [BalancedClassifier(max_iter=20), BalancedClassifier(threshold=0.5, hidden_layer_size=16, max_iter=20)],
+    [
+        BalancedClassifier(max_iter=10, learning_rate=0.01),
+        BalancedClassifier(threshold=0.5, hidden_layer_size=16, max_iter=5, learning_rate=0.01),
+    ],
     expected_failed_checks=lambda _: {
         "check_sample_weight_equivalence_on_dense_data": ORDER,
         "check_sample_weight_equivalence_on_sparse_data": ORDER,
@@ -188,6 +192,7 @@ def test_same_seed_same_result_and_the_callers_random_numbers_are_left_alone(dat
     assert (other.predict_proba(features) != one.predict_proba(features)).any()
 
 
+@pytest.mark.slow
 def test_it_learns_better_than_the_most_frequent_labels(data):
     features, targets = data
     constant = np.tile(targets.mean(0) > 0.3, (len(targets), 1))
@@ -260,6 +265,7 @@ def test_sample_weights_scale_the_losses_and_zero_leaves_out(data):
     assert partial.statistics_.num_samples == 200
 
 
+@pytest.mark.slow
 def test_pipeline_grid_search_and_cross_validation(data):
     features, targets = data
     pipeline = make_pipeline(StandardScaler(), small())
@@ -316,7 +322,8 @@ def test_a_fitted_classifier_holds_its_weights_alone(data):
         ({"learning_rate": 0}, "^learning_rate: expected a number above 0, got 0"),
         ({"learning_rate": float("nan")}, "^learning_rate: "),
         ({"weight_decay": -1}, "^weight_decay: expected a number of at least 0"),
-        ({"batch_size": 2.5}, "^batch_size: "),
+        ({"batch_size": 2.5}, "^batch_size: expected an integer of at least 1 or 'auto', got 2.5"),
+        ({"batch_size": "all"}, "^batch_size: "),
         ({"max_iter": 0}, "^max_iter: "),
         ({"validation_fraction": 1.0}, "^validation_fraction: expected a number between 0 and 1"),
         ({"threshold": 0}, "^threshold: expected a number between 0 and 1 or 'validation', got 0"),
