@@ -36,7 +36,10 @@ class LabelWeights(NamedTuple):
         if value is None:
             return None
         if isinstance(value, Tensor):
-            # A compiled call has no values yet, so it must not wait for the device.
-            exact = value.detach() if torch.compiler.is_compiling() else value.detach().cpu()
+            exact = value.detach()
+            if not torch.compiler.is_compiling():
+                # A compiled call has no values yet, so it must not wait for the device. A copy, because what is made of
+                # it is kept, and the caller may change the tensor. Kernels read no negative bit.
+                exact = exact.resolve_neg().to("cpu", torch.float64, copy=True)
             return exact.double().expand(self.num_labels)
         return torch.full((self.num_labels,), value, dtype=torch.float64, device="cpu")
