@@ -37,7 +37,10 @@ class LabelWeights(NamedTuple):
         if value is None:
             return None
         if isinstance(value, Tensor):
-            # Only where the result is kept may it wait for the device.
-            exact = value.detach() if self.cache is None else value.detach().cpu()
-            return exact.double().expand(self.num_labels)
+            # Only where the result is kept may it wait for the device. A copy, because the caller may change the tensor.
+            where = value.device if self.cache is None else torch.device("cpu")
+            exact = value.detach().to(where, torch.float64, copy=True)
+            # Kernels read no negative bit.
+            exact = exact if torch.compiler.is_compiling() else exact.resolve_neg()
+            return exact.expand(self.num_labels)
         return torch.full((self.num_labels,), value, dtype=torch.float64, device="cpu")

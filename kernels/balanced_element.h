@@ -39,8 +39,8 @@ static inline V power_of_negative(V q, V log_q, const Settings& s) {
     return GAMMA < 0 ? exponential(s.gamma_negative * log_q) : power_of(q, log_q, GAMMA);
 }
 
-// What the loss of one part (target 1, or target 0) is made of: modulation * nll, and modulation * slope is its derivative
-// by u, which is -t in the base of `exponential`.
+// What the loss of one part (target 1, or target 0) is made of: it is modulation * nll, and modulation * slope is its
+// derivative by -t.
 struct Part {
     V modulation, nll, slope;
 };

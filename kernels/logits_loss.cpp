@@ -5,8 +5,8 @@
 //
 // Few labels are positive: the main loop takes every element for a negative, and a vector with a positive in it is done
 // once more in the general form. A label mask, an upstream gradient or a result for each element take the general form
-// for all vectors. In a row with targets between 0 and 1 the soft form takes the place of the general form: both parts of
-// the loss. Label smoothing, and a row with many such targets, take it for all vectors.
+// for all vectors. In a row with targets between 0 and 1 the soft form takes the place of the general form: both parts
+// of the loss. Label smoothing, and a row with many such targets, take it for all vectors.
 
 #include "flush_denormals.h"
 #include "row_elements.h"
@@ -91,7 +91,7 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
     if (rest) z_rest = load_some_logits(row.logits + from, last - from);
     Integer keep[RUN];
     std::memset(keep, -1, sizeof keep);
-    bool plain = row.plain();
+    bool plain = row.plain() && !row.all_soft;
     for (int64_t run = first / W; run < whole; run += RUN) {
         int64_t stop = run + RUN < whole ? run + RUN : whole;
         if (!plain) {
@@ -121,9 +121,31 @@ static double row_block(const Row& row, const Labels& labels, const Settings& s,
         total += __builtin_convertvector(
             (form(row, labels, s, z_rest, from, last - from, positive, whole * W - from)), D);
     }
-    double sum = 0;
-    for (int lane = 0; lane < W; ++lane) sum += total[lane];
-    return sum;
+    return sum_of(total);
+}
+
+// As row_block, for a plain row of which all vectors take the soft form.
+template <bool GRADIENT>
+static double soft_block(const Row row, const Labels labels, const Settings s, int64_t first, int64_t last,
+                         const int64_t* label, const int64_t* end) {
+    D total{};
+    for (int64_t run = first; run < last; run += RUN * W) {
+        V losses{};
+        for (int64_t i = run; i < last && i < run + RUN * W; i += W) {
+            uint32_t positive = 0;
+            for (; label < end && *label < i + W; ++label) positive |= 1u << (*label - i);
+            if (i + W > last) {
+                losses += soft(row, labels, s, load_some_logits(row.logits + i, last - i), i, last - i, positive, 0);
+                continue;
+            }
+            V loss, gradient;
+            soft_vector(row, labels, s, load_logits(row.logits + i), i, W, positive, loss, gradient);
+            losses += loss;
+            if (GRADIENT) store_logits(row.gradient + i, gradient);
+        }
+        total += __builtin_convertvector(losses, D);
+    }
+    return sum_of(total);
 }
 
 // Of so many vectors one may have a soft target, before the soft form of all vectors takes less time.
@@ -172,8 +194,9 @@ static double block(const Call& call, const Spec& spec, const Settings& s, int64
             smoothed || shares.targets,
             smoothed || many};
     Labels labels{call.bias, call.inverse_frequency, call.label_weight, call.positive_weight};
-    double loss = row.gradient ? row_block<true>(row, labels, s, first, last, found.begin, found.end)
-                               : row_block<false>(row, labels, s, first, last, found.begin, found.end);
+    auto compute = [&](auto form) { return form(row, labels, s, first, last, found.begin, found.end); };
+    double loss = row.plain() && row.all_soft ? compute(row.gradient ? soft_block<true> : soft_block<false>)
+                                              : compute(row.gradient ? row_block<true> : row_block<false>);
     loss *= weight;
     if (!found.valid) {
         for (int64_t i = first; i < last; ++i) row.spoil(i);

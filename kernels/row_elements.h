@@ -1,7 +1,7 @@
 #pragma once
 
-// One row of a call, and a vector of its elements in the general and in the soft form: with label mask, upstream gradient
-// and results for each element.
+// One row of a call, and a vector of its elements in the general and in the soft form: with label mask, upstream
+// gradient and results for each element.
 
 #include "balanced_element.h"
 #include "target_shares.h"
@@ -19,7 +19,8 @@ struct Row {
     bool soft;           // whether vectors with a label take the soft form
     bool all_soft;       // whether all vectors do
 
-    bool plain() const { return !mask && !upstream && !elements && !all_soft; }
+    // Whether nothing but loss and gradient of the whole row is asked for.
+    bool plain() const { return !mask && !upstream && !elements; }
 
     // Makes loss and gradient of an element NaN, unless it is masked out; returns whether it did.
     bool spoil(int64_t i) const {
@@ -87,15 +88,23 @@ static V general(const Row& row, const Labels& labels, const Settings& s, V z, i
     return finish(row, loss, gradient, i, count, fresh);
 }
 
-// The same with both parts of the loss; the bits count where the row has no soft targets.
-static V soft(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
-              uint32_t positive, int64_t fresh) {
+// Loss and gradient with both parts of the loss; the bits count where the row has no soft targets. Always inlined:
+// where `count` is known to be W, many of its branches and copies fall away.
+__attribute__((always_inline)) static inline void soft_vector(const Row& row, const Labels& labels, const Settings& s,
+                                                              V z, int64_t i, int64_t count, uint32_t positive,
+                                                              V& loss, V& gradient) {
     V target = row.shares.targets ? row.shares.load(i, count) : lanes_of(positive) ? fill(1) : V{};
     V weight = LABEL_WEIGHT ? load_some<V>(labels.weight + i, count) : fill(1);
     V factor = s.positive_factor * (labels.positive_weight ? load_some<V>(labels.positive_weight + i, count) : weight);
-    V loss, gradient;
     soft_element(z, BIAS ? load_some<V>(labels.bias + i, count) : V{},
                  REBALANCED ? load_some<V>(labels.inverse_frequency + i, count) : V{}, target, factor, weight, s,
                  row.factors, loss, gradient);
+}
+
+// As `general`, in the soft form.
+static V soft(const Row& row, const Labels& labels, const Settings& s, V z, int64_t i, int64_t count,
+              uint32_t positive, int64_t fresh) {
+    V loss, gradient;
+    soft_vector(row, labels, s, z, i, count, positive, loss, gradient);
     return finish(row, loss, gradient, i, count, fresh);
 }

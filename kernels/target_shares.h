@@ -58,9 +58,7 @@ struct Shares {
             share = share == share ? share : V{};
             total += __builtin_convertvector((V)(share * load_some<V>(value + i, count)), D);
         }
-        double sum = 0;
-        for (int lane = 0; lane < W; ++lane) sum += total[lane];
-        return sum;
+        return sum_of(total);
     }
 };
 

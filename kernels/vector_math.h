@@ -35,6 +35,12 @@ typedef Integer I __attribute__((vector_size(VECTOR_BYTES)));
 typedef double D __attribute__((vector_size(W * 8)));
 typedef uint8_t Bytes __attribute__((vector_size(W)));
 
+static inline double sum_of(const D& x) {
+    double sum = 0;
+    for (int lane = 0; lane < W; ++lane) sum += x[lane];
+    return sum;
+}
+
 static inline V fill(Number x) { return x - V{}; }
 
 template <class T> static inline T load(const void* from) {

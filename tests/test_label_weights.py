@@ -237,3 +237,28 @@ def test_true_is_no_number_also_after_one():
     balanced_loss(logits, targets, LossSpec(), weight=1.0)
     with pytest.raises(TypeError, match=r"^weight: expected a number"):
         balanced_loss(logits, targets, LossSpec(), weight=True)
+
+
+def test_a_weight_that_changes_before_the_backward_does_not_change_the_gradient():
+    """The constants are made when the loss is computed; they lie in memory of their own."""
+    logits, targets, _, weight, pos_weight, _ = drawn()
+    logits = logits.double().requires_grad_()
+
+    def gradient(changed):
+        weights = {"weight": weight.double(), "pos_weight": pos_weight.double()}
+        loss = balanced_loss(logits, targets, LossSpec(), **weights, gradient="backward")
+        for each in weights.values():
+            each.mul_(changed)
+        return torch.autograd.grad(loss, logits)[0]
+
+    assert torch.equal(gradient(1.0), gradient(3.0))
+
+
+@pytest.mark.parametrize("impl", ["auto", "eager", "reference"])
+def test_weights_with_a_negative_bit(impl):
+    logits, targets, _, weight, _, _ = drawn()
+    logits, weight = logits.double(), weight.double()
+    expected = balanced_loss(logits, targets, LossSpec(), weight=weight, pos_weight=weight, impl=impl)
+    negative = torch._neg_view(-weight)
+    ours = balanced_loss(logits, targets, LossSpec(), weight=negative, pos_weight=negative, impl=impl)
+    torch.testing.assert_close(ours, expected)
