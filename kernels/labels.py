@@ -31,10 +31,11 @@ def dense_label(raw, z):
 @triton.jit
 def any_label(raw):
     """Whether dense targets have anything but zeros."""
-    # A byte is never negative; the maximum of other numbers could hide one.
-    if not (raw.dtype == tl.uint8 or raw.dtype == tl.int1):
-        raw = raw != 0
-    return tl.max(raw.to(tl.int32)) != 0
+    if raw.dtype == tl.uint8 or raw.dtype == tl.int1:
+        # Bytes are never negative. The compiler would take their maximum in 16 bits, and cut it to these each time.
+        return tl.sum(raw.to(tl.int32)) != 0
+    else:
+        return tl.max((raw != 0).to(tl.int32)) != 0
 
 
 @triton.jit
