@@ -37,7 +37,7 @@ class LabelWeights(NamedTuple):
         if value is None:
             return None
         if isinstance(value, Tensor):
-            # Only where the result is kept may it wait for the device. A copy, because the caller may change the tensor.
+            # Only where the result is kept may it wait for the device. It is a copy: the caller may change the tensor.
             where = value.device if self.cache is None else torch.device("cpu")
             exact = value.detach().to(where, torch.float64, copy=True)
             # Kernels read no negative bit.

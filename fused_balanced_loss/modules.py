@@ -23,7 +23,7 @@ class BalancedLoss(StatisticsModule):
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
         statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL), and where
-            ``load_state_dict`` or an assignment to :attr:`statistics` brings them before the first call.
+            ``load_state_dict`` or an assignment to ``statistics`` brings them before the first call.
         weight, pos_weight: a number or [C]; multiply the loss of each label, and the part of target 1 of each label.
             Tensors are buffers, as those of ``torch.nn.BCEWithLogitsLoss``.
         reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, ``"sum"``, or ``"none"`` for

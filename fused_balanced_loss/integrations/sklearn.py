@@ -212,7 +212,7 @@ class BalancedClassifier(FittedClassifier):
             counts = counts + self.statistics_.counts
         self._num_samples = number
         self.statistics_ = LabelStatistics(counts, max(number, 2), degenerate="ignore")
-        before = (self.spec_.mu, occurrences) if occurrences else None
+        before = (self.spec_.mu, occurrences) if occurrences and self.spec_.mu is not None else None
         self.spec_ = loss_spec(self.loss, self.statistics_, targets, before)
 
     def _begin(self, samples: Samples, labels: Labels, go_on: bool, random: np.random.RandomState) -> None:

@@ -53,9 +53,10 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
     ``backend_override`` options with another).
 
     Args:
-        spec, statistics, num_features, num_labels, bias, class_weight, pos_weight, reduction, chunk_size, impl,
-            gradient, update, dtype: as for :class:`LinearBalancedLoss`; the same on all ranks. Initial values do not
-            depend on the number of ranks: they are a function of the first rank's default generator.
+        spec, statistics, num_features, num_labels, bias, class_weight, pos_weight, reduction: see below.
+        chunk_size, impl, gradient, update, dtype: like all before, as for :class:`LinearBalancedLoss`; the same on all
+            ranks. Initial values do not depend on the number of ranks: they are a function of the first rank's default
+            generator.
         mesh: a one-dimensional DeviceMesh, or a process group.
         data_mesh: a one-dimensional DeviceMesh, or a process group, of ranks that hold the same labels and have
             batches of their own.

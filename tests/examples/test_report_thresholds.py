@@ -109,7 +109,7 @@ def test_each_label_as_csv(tmp_path):
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == names
-    assert rows[0] == {
+    assert dict(rows[0]) == {
         **{"label": names[0], "training documents": "", "test documents": "7"},
         **{"DB f1": "0.6250", "DB threshold": "0.1500"},
     }

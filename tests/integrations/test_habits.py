@@ -168,7 +168,7 @@ class Module(nn.Module):
         )
 
 
-STATISTICS = LabelStatistics.from_counts([5, 2, 1, 3], 10)
+STATISTICS = LabelStatistics.from_counts([5, 2, 1, 3], 10, mu=0.4)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -185,7 +185,7 @@ def test_a_checkpoint_loads_without_statistics_at_hand(fused, assign):
     # It saves what it has loaded, and goes on as one that was made with them.
     again = Module(STATISTICS, fused)
     again.load_state_dict(loaded.state_dict())
-    loaded.loss.statistics = other = LabelStatistics.from_counts([1, 2, 3, 4], 10)
+    loaded.loss.statistics = other = LabelStatistics.from_counts([1, 2, 3, 4], 10, mu=0.3)
     assert loaded.loss.statistics == other
 
 

@@ -139,11 +139,17 @@ def test_features_are_never_dense_as_a_whole(monkeypatch):
     assert labels.shape == (rows, 3) and sparse.issparse(labels)
 
 
+def assert_same_counts(classifier, targets):
+    expected = LabelStatistics.from_targets(targets)
+    assert torch.equal(classifier.statistics_.counts, expected.counts)
+    assert classifier.statistics_.num_samples == expected.num_samples
+
+
 def test_the_losses_statistics_are_those_of_the_training_part(data):
     features, targets = data
     plain = small(early_stopping=False, threshold=0.5).fit(features, targets)
     statistics = LabelStatistics.from_targets(targets)
-    assert plain.statistics_ == statistics
+    assert_same_counts(plain, targets)
     assert plain.spec_ == LossSpec.preset("DB").replace(mu=statistics.suggest_mu(targets))
     assert small().fit(features, targets).statistics_.num_samples == 270
     given = LossSpec.preset("DB").replace(mu=0.2)
@@ -207,7 +213,7 @@ def test_partial_fit_counts_over_the_calls(data):
     classifier = small()
     for start in range(0, 300, 100):
         classifier.partial_fit(features[start : start + 100], targets[start : start + 100])
-    assert classifier.statistics_ == LabelStatistics.from_targets(targets)
+    assert_same_counts(classifier, targets)
     # Each call's mu is of the counts so far.
     assert classifier.spec_.mu == pytest.approx(classifier.statistics_.suggest_mu(targets), rel=0.05)
     assert classifier.n_iter_ == len(classifier.loss_curve_) == 3 and classifier.threshold_ == 0.5
@@ -254,7 +260,7 @@ def test_sample_weights_scale_the_losses_and_zero_leaves_out(data):
     for settings in ({}, {"hidden_layer_size": 4}):
         settings |= {"early_stopping": False, "threshold": 0.5}
         weighed = small(**settings).fit(features, targets, sample_weight=weight)
-        assert weighed.statistics_ == LabelStatistics.from_targets(targets[100:])
+        assert_same_counts(weighed, targets[100:])
         for form in (np.asarray, sparse.csr_matrix):
             plain = small(optimizer="sgd", **settings).fit(form(features), targets)
             # SGD with half the rate is SGD with half the weights.
