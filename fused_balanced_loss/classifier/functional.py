@@ -23,6 +23,7 @@ from .arguments import LinearGradientMode, check_classifier, check_linear_settin
 from .autograd import InPlaceOptimizer, LinearLoss, UpdatingLoss
 from .chunked_pass import ChunkedPass
 from .operator import operator
+from .products import without_gaps
 
 
 def linear_balanced_loss(
@@ -159,7 +160,7 @@ def run(
         return _loss_of_nothing(flat, weight, bias, update)
     if impl == "reference":
         linear = torch.nn.functional.linear if shard is None else shard.logits
-        logits = linear(flat, weight, bias)
+        logits = linear(without_gaps(flat), without_gaps(weight), bias)
         return balanced_loss(
             logits,
             batch.targets,
