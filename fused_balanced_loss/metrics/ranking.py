@@ -35,6 +35,9 @@ def label_propensities(statistics: LabelStatistics, a: float = 0.55, b: float = 
     return 1 / (1 + c * (statistics.counts.double() + b) ** -a)
 
 
+_DEFAULT_KS = (1, 3, 5)
+
+
 class RankingMetrics(StreamingMetric):
     """Precision@k, nDCG@k and propensity-scored precision@k.
 
@@ -49,7 +52,7 @@ class RankingMetrics(StreamingMetric):
 
     Args:
         num_labels: C.
-        ks: the numbers k, each once, in [1, C].
+        ks: the numbers k, each once, in [1, C]; None for those of 1, 3 and 5 that are not above C.
         propensities: [C], for PSP@k; see :func:`label_propensities`.
 
     Attributes:
@@ -59,8 +62,12 @@ class RankingMetrics(StreamingMetric):
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
-    def __init__(self, num_labels: int, ks: Iterable[int] = (1, 3, 5), *, propensities: Any = None) -> None:
+    def __init__(self, num_labels: int, ks: Iterable[int] | None = None, *, propensities: Any = None) -> None:
         self.num_labels = as_integer("num_labels", num_labels, at_least=1)
+        if ks is None:
+            ks = [k for k in _DEFAULT_KS if k <= self.num_labels]
+        if not isinstance(ks, Iterable):
+            raise TypeError(f"ks: expected integers, such as (1, 3, 5), got {ks!r}")
         self.ks = tuple(as_integer("ks", k, at_least=1) for k in ks)
         if not self.ks or len(set(self.ks)) < len(self.ks) or max(self.ks) > self.num_labels:
             raise ValueError(f"ks: expected different integers in [1, {self.num_labels}], got {list(self.ks)}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..input_values import as_integer
 from ..targets import SparseTargets, as_sparse_targets
 from ..thresholding import check_logits
 
@@ -98,11 +99,12 @@ class StreamingMetric:
             given = state[key]
             if not isinstance(given, Tensor) or given.shape != value.shape or given.dtype != value.dtype:
                 self._refuse(name, key, given)
+        number = as_integer(f"{name}: num_samples", state["num_samples"], at_least=0)
         if onto_zero:
             self.reset()
         for key, value in self._sums.items():
             value += state[key].to(value.device)
-        self.num_samples += state["num_samples"]
+        self.num_samples += number
 
     def _refuse(self, name: str, key: str, given: Any) -> None:
         value = self._sums[key]
