@@ -7,6 +7,7 @@ import math
 import struct
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
@@ -79,6 +80,8 @@ class StatisticsModule(nn.Module):
             TypeError, ValueError: for weights that are no weights of ``num_labels`` labels, where that is known.
         """
         for name, value in weights.items():
+            if isinstance(value, (list, tuple, np.ndarray)):
+                value = torch.as_tensor(value, dtype=torch.get_default_dtype())
             if isinstance(value, Tensor):
                 check_weight(name, value, value.numel() if num_labels is None else num_labels, value.device)
             elif value is not None:

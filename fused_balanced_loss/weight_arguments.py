@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import weakref
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from .broadcast import is_broadcast
 from .label_statistics import LabelStatistics
 from .label_weights import LabelWeights, Weight
 
-# By identity and version of the tensors: weights that do not change are checked and converted once. An entry holds its
-# tensors and its statistics, so that no others can take their place in memory.
+# By identity and version of the tensors: weights that do not change are checked and converted once. An entry goes with
+# the first of its tensors, so no other tensor is taken for it. It holds the statistics.
 _kept: dict[object, tuple[LabelWeights, list[Tensor]]] = {}
 _MOST_KEPT = 16
 
@@ -51,10 +52,14 @@ def label_weights(
     for which, value in ((name, weight), ("pos_weight", pos_weight)):
         if value is not None:
             check_weight(which, value, num_labels, device)
-    made = LabelWeights(weight, pos_weight, num_labels, statistics, None if key is None else {})
+    # Other objects over the same memory, so that the entry does not keep the caller's tensors.
+    own = (part.detach() if isinstance(part, Tensor) else part for part in (weight, pos_weight))
+    made = LabelWeights(*own, num_labels, statistics, None if key is None else {})
     if key is not None:
         values = [part.clone() for part in tensors] if devices.kind(device) == "cpu" else []
         keep(_kept, key, (made, values), _MOST_KEPT)
+        for part in tensors:
+            weakref.finalize(part, _kept.pop, key, None)
     return made
 
 

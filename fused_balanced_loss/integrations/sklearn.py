@@ -72,7 +72,7 @@ class BalancedClassifier(FittedClassifier):
     Attributes:
         classes_: the label ids 0 to C - 1; for one class a sample, the sorted classes.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
-        threshold_: the probability above which a label is predicted.
+        threshold_: the probability above which a label is predicted; may be assigned, also one for each label [C].
         statistics_: LabelStatistics of the samples that were trained with.
         spec_: the LossSpec, with its ``mu``.
         n_iter_: epochs that were trained.
@@ -133,7 +133,8 @@ class BalancedClassifier(FittedClassifier):
             X: features [n, F], dense or sparse. Sparse ones are never made dense.
             y: multi-hot [n, C], dense or scipy sparse; or each sample's label ids, as a list of lists, for which
                 C is the largest id + 1; or [n], the class of each sample. Lists of equal length with nothing but 0 and
-                1 are multi-hot, as everywhere in scikit-learn.
+                1 are multi-hot, as everywhere in scikit-learn, unless earlier targets were label ids. ``score`` and
+                GridSearchCV take no label ids: that is scikit-learn's own rule.
             sample_weight: [n], factors of the samples' losses; those of weight 0 are left out.
 
         Raises:
@@ -167,7 +168,7 @@ class BalancedClassifier(FittedClassifier):
         """Trains on, with one pass over these samples in random order.
 
         The label counts are those of all samples so far, and ``mu`` is the mean over the labels that have occurred. The
-        threshold stays the one that ``fit`` has found, or is 0.5; assign ``threshold_`` for another.
+        threshold stays the one that ``fit`` has found, or is 0.5.
 
         Args:
             X, y, sample_weight: see :meth:`fit`.
@@ -184,7 +185,7 @@ class BalancedClassifier(FittedClassifier):
                 raise ValueError("classes: expected all classes or label ids in the first partial_fit, got None")
             self._random = check_random_state(self.random_state)
         samples, labels = self._read(X, y, sample_weight, classes, go_on)
-        rows, _ = split(samples, 0.0, self._random)
+        rows, _ = split(samples, 0.0, self._random, at_least=1)
         self._count(samples.targets[rows], go_on)
         self._begin(samples, labels, go_on, self._random)
         size = steps_size(self.batch_size, len(rows))
@@ -235,8 +236,6 @@ class BalancedClassifier(FittedClassifier):
             fixed = self._labels.multilabel and self.threshold != "validation"
             self.threshold_ = float(self.threshold) if fixed else 0.5
         self._network.to(chosen_device(self.device))
-        if not self._network.has_optimizer:
-            seed = int(random.randint(2**31))
-            self._network.set_optimizer(
-                Optimizer(self.optimizer, self.learning_rate, self.weight_decay, self.optimizer_state, seed)
-            )
+        seed = int(random.randint(2**31)) if self._network.optimizer is None else self._network.optimizer.seed
+        rates = float(self.learning_rate), float(self.weight_decay)
+        self._network.set_optimizer(Optimizer(self.optimizer, *rates, self.optimizer_state, seed))

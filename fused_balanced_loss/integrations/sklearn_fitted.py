@@ -22,7 +22,7 @@ class FittedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """The part of BalancedClassifier that trains nothing."""
 
     classes_: NDArray[Any]
-    threshold_: float
+    threshold_: float | NDArray[np.float64]
     _labels: Labels
     _network: Network
 
@@ -33,8 +33,8 @@ class FittedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             [n, C], or [n] for two classes; float32 for float32 features, else float64.
         """
         X = self._features(X)
-        shift = float(np.log(self.threshold_ / (1 - self.threshold_)))
-        found = self._apply(X, lambda logits: logits - shift)
+        cut = self._cut()
+        found = self._apply(X, lambda logits: logits - cut)
         return found[:, 0] if len(self.classes_) == 2 and not self._labels.multilabel else found
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
@@ -58,13 +58,23 @@ class FittedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes [n].
         """
         X = self._features(X)
-        cut = float(np.log(self.threshold_ / (1 - self.threshold_)))
+        cut = self._cut()
         if not self._labels.multilabel:
             return self.classes_[np.concatenate([best_class(logits) for _, logits in self._network.logits(X)])]
         if not self._labels.sparse:
-            return self._apply(X, lambda logits: logits - cut > 0, np.int64)
-        above = ((logits.double() - cut > 0).cpu().numpy() for _, logits in self._network.logits(X))
+            return self._apply(X, lambda logits: logits > cut, np.int64)
+        above = ((logits.double() > cut).cpu().numpy() for _, logits in self._network.logits(X))
         return vstack([csr_array(part, dtype=np.int64) for part in above], format="csr")
+
+    def _cut(self) -> torch.Tensor:
+        """The logit of ``threshold_``, float64 [] or [C], on the device of the network."""
+        threshold = torch.as_tensor(self.threshold_, dtype=torch.float64, device=self._network.device)
+        if threshold.shape not in ((), self.classes_.shape) or not bool(((threshold >= 0) & (threshold <= 1)).all()):
+            raise ValueError(
+                f"threshold_: expected a number in [0, 1], or one for each of the {len(self.classes_)} labels, got "
+                f"{self.threshold_!r}"
+            )
+        return torch.logit(threshold)
 
     @property
     def coef_(self) -> NDArray[np.float32]:

@@ -33,6 +33,10 @@ class Optimizer(NamedTuple):
     state: Literal["float32", "bfloat16", "row"]
     seed: int
 
+    def same_state(self, other: Optimizer) -> bool:
+        """Whether the state that one keeps is that of the other, too."""
+        return (self.name, self.state) == (other.name, other.state)
+
     def update(self) -> ClassifierUpdate:
         if self.name == "sgd":
             return SGDUpdate(self.learning_rate, weight_decay=self.weight_decay, seed=self.seed)
@@ -157,6 +161,7 @@ class Network(nn.Module):
         super().__init__()
         self.num_labels, self.sparse = num_labels, sparse
         self.first = self.head = None
+        self.optimizer: Optimizer | None = None
         self.spec, self.statistics = spec, statistics
         if hidden is not None or sparse:
             shape = (num_labels if hidden is None else hidden, num_features)
@@ -186,18 +191,24 @@ class Network(nn.Module):
         if self.head is not None:
             self.head.spec, self.head.statistics = spec, statistics
 
-    @property
-    def has_optimizer(self) -> bool:
-        return any(layer is not None and layer.update is not None for layer in (self.first, self.head))
-
     def set_optimizer(self, optimizer: Optimizer | None) -> None:
-        """New state for another training; None frees it."""
+        """Takes these settings, with new state where there is none of this kind; None frees the state."""
+        before, self.optimizer = self.optimizer, optimizer
+        if before is not None and optimizer is not None and before.same_state(optimizer):
+            for update in self._updates():
+                update.lr, update.weight_decay = optimizer.learning_rate, optimizer.weight_decay
+            return
         if self.first is not None:
             self.first.set_optimizer(optimizer)
         if self.head is not None:
             self.head.update = None if optimizer is None else optimizer.update()
             if self.head.update is not None:
                 self.head.update.prepare(self.head.weight, self.head.bias)
+
+    def _updates(self) -> list[ClassifierUpdate]:
+        first = [] if self.first is None else [self.first.update, self.first.bias_update]
+        head = [] if self.head is None else [self.head.update]
+        return [update for update in (*first, *head) if update is not None]
 
     def step(self, features: Any, targets: SparseTargets, sample_weight: Tensor | None) -> Tensor:
         """Trains with a batch of numpy's or scipy's features [n, F]; its loss, the mean over the samples."""

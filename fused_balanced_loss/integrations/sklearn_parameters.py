@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
         value = given[name]
         if isinstance(value, str) and name == "threshold" and value == "validation":
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not (low < value < high or (closed and value == low)):
             bounds = f"a number above {low:g}" if high == math.inf else f"a number between {low:g} and {high:g}"
             bounds = bounds.replace("above", "of at least") if closed else bounds

@@ -21,11 +21,13 @@ class Labels(NamedTuple):
     classes: int64 [C], the numbers 0 to C - 1, for multi-label targets; else the sorted values of y.
     multilabel: whether a sample may carry any number of labels.
     sparse: whether predictions are sparse too.
+    by_ids: whether they were lists of label ids.
     """
 
     classes: NDArray[Any]
     multilabel: bool
     sparse: bool
+    by_ids: bool = False
 
     @property
     def num_columns(self) -> int:
@@ -52,7 +54,7 @@ def read_targets(y: Any, labels: Labels | None = None, classes: Any = None) -> t
         if given is not None and not np.array_equal(given, asked):
             raise ValueError(f"classes: expected those of the first call of partial_fit, got {asked}")
         given = asked
-    if _is_id_lists(y):
+    if _is_id_lists(y, labels is not None and labels.by_ids):
         found = _from_id_lists(y, given)
     elif issparse(y):
         found = _from_indicator(y, sparse=True)
@@ -77,8 +79,11 @@ def tells_labels(y: Any) -> bool:
     return not _is_id_lists(y) and np.ndim(y) == 2 and np.shape(y)[1] > 1
 
 
-def _is_id_lists(y: Any) -> bool:
-    """Whether it is each sample's label ids, and not a table of 0 and 1 nor one class a sample."""
+def _is_id_lists(y: Any, before: bool = False) -> bool:
+    """Whether it is each sample's label ids, and not a table of 0 and 1 nor one class a sample.
+
+    ``before``: whether earlier targets were label ids, so that lists are no table.
+    """
     if issparse(y) or (hasattr(y, "__array__") and getattr(y, "dtype", None) is not np.dtype(object)):
         return False
     if not isinstance(y, Sequence) and not (hasattr(y, "__array__") and len(getattr(y, "shape", ())) == 1):
@@ -86,7 +91,7 @@ def _is_id_lists(y: Any) -> bool:
     rows = list(y)
     if not rows or not all(isinstance(row, (Sequence, set, np.ndarray)) and not isinstance(row, str) for row in rows):
         return False
-    if len({len(row) for row in rows}) > 1:
+    if before or len({len(row) for row in rows}) > 1:
         return True
     # scikit-learn takes such lists for indicators. As label ids they would be two labels that all samples carry.
     return len(rows[0]) < 2 or not _is_binary(np.array([list(row) for row in rows]))
@@ -105,7 +110,7 @@ def _from_id_lists(y: Any, classes: NDArray[Any] | None) -> tuple[Labels, Sparse
         raise ValueError(
             f"y: expected label ids, such as [[0, 2], [1]]; see MultiLabelBinarizer for others: {error}"
         ) from error
-    return Labels(np.arange(targets.num_labels), True, True), targets
+    return Labels(np.arange(targets.num_labels), True, True, True), targets
 
 
 def _from_indicator(y: Any, sparse: bool) -> tuple[Labels, SparseTargets]:
@@ -117,7 +122,10 @@ def _from_indicator(y: Any, sparse: bool) -> tuple[Labels, SparseTargets]:
 
 
 def _from_classes(y: NDArray[Any], classes: NDArray[Any] | None) -> tuple[Labels, SparseTargets]:
-    found = np.unique(y)
+    try:
+        found = np.unique(y)
+    except TypeError as error:
+        raise ValueError(f"y: expected classes of one type: {error}") from error
     classes = found if classes is None else classes
     unknown = np.setdiff1d(found, classes)
     if len(unknown):
@@ -134,5 +142,9 @@ def _check_same(found: Labels, labels: Labels | None, classes: NDArray[Any] | No
     if labels is not None and found.multilabel != labels.multilabel:
         kinds = {True: "labels of [n_samples, n_labels]", False: "one class of each sample"}
         raise ValueError(f"y: expected {kinds[labels.multilabel]}, as before, got {kinds[found.multilabel]}")
-    if classes is not None and found.multilabel and len(classes) != len(found.classes):
+    if classes is None or not found.multilabel:
+        return
+    if len(classes) != len(found.classes):
         raise ValueError(f"y: expected {len(classes)} labels, as in classes, got {len(found.classes)}")
+    if not np.array_equal(classes, found.classes):
+        raise ValueError(f"classes: expected the label ids 0 to {len(classes) - 1}, got {classes}")

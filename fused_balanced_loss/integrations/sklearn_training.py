@@ -66,12 +66,14 @@ def check_classes(targets: SparseTargets, labels: Labels) -> None:
         raise ValueError("y: expected samples of at least 2 classes to train with, got 1 class")
 
 
-def split(samples: Samples, fraction: float, random: np.random.RandomState) -> tuple[Rows, Samples | None]:
+def split(
+    samples: Samples, fraction: float, random: np.random.RandomState, at_least: int = 2
+) -> tuple[Rows, Samples | None]:
     """The rows to train with, and the share ``fraction`` of the samples that is left out; samples of weight 0 are in
     neither.
 
     Raises:
-        ValueError: where fewer than two samples are left to train with.
+        ValueError: where fewer than ``at_least`` samples are left to train with.
     """
     rows: Rows = np.arange(len(samples))
     if samples.weight is not None:
@@ -79,9 +81,10 @@ def split(samples: Samples, fraction: float, random: np.random.RandomState) -> t
         if not len(rows):
             raise ValueError("sample_weight: expected some weights above zero, got zero for all samples")
     number = max(1, round(fraction * len(rows))) if fraction else 0
-    if len(rows) - number < 2:
+    if len(rows) - number < at_least:
         raise ValueError(
-            f"X: expected at least {2 + number} samples ({number} of them for validation), got n_samples={len(rows)}"
+            f"X: expected at least {at_least + number} samples ({number} of them for validation), got "
+            f"n_samples={len(rows)}"
         )
     if not number:
         return rows, None

@@ -418,3 +418,34 @@ def test_submodules_are_attributes():
         "assert not hasattr(f, 'metric') and not hasattr(f.integrations, 'keras')\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_label_ids_stay_label_ids():
+    features, targets = np.eye(4), [[0, 1]] * 4
+    classifier = small().partial_fit(features[:3], [[0], [1], [0, 1]], classes=range(2)).partial_fit(features, targets)
+    assert classifier.statistics_.counts.tolist() == [6, 6]
+    with pytest.raises(ValueError, match=r"^classes: expected the label ids 0 to 3"):
+        small().partial_fit(features, np.eye(4), classes=list("abcd"))
+
+
+@pytest.mark.parametrize("hidden", [None, 3])
+def test_training_goes_on_with_the_rate_of_now(data, hidden):
+    features, targets = data
+    classifier = small(hidden_layer_size=hidden).set_params(learning_rate=np.float32(0.01))
+    classifier.partial_fit(features, targets)
+    before = classifier.predict_proba(features)
+    classifier.set_params(learning_rate=1e-12).partial_fit(features[:1], targets[:1])
+    np.testing.assert_allclose(classifier.predict_proba(features), before, atol=1e-6)
+
+
+def test_thresholds_may_be_assigned(data):
+    features, targets = data
+    classifier = small().fit(features, targets)
+    probabilities = classifier.predict_proba(features)
+    for threshold in (0.0, 0.3, 1.0, np.linspace(0, 1, targets.shape[1])):
+        classifier.threshold_ = threshold
+        assert (classifier.predict(features) == (probabilities > threshold)).all()
+        assert ((classifier.decision_function(features) > 0) == (probabilities > threshold)).all()
+    classifier.threshold_ = 1.5
+    with pytest.raises(ValueError, match=r"^threshold_: expected a number in \[0, 1\]"):
+        classifier.predict(features)
