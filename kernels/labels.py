@@ -31,11 +31,15 @@ def dense_label(raw, z):
 @triton.jit
 def any_label(raw):
     """Whether dense targets have anything but zeros."""
-    if raw.dtype == tl.uint8 or raw.dtype == tl.int1:
-        # Bytes are never negative. The compiler would take their maximum in 16 bits, and cut it to these each time.
+    if raw.dtype == tl.uint8 and raw.shape[-1] > 1:
+        # A thread has bytes side by side. The compiler would take their maximum in 16 bits, and cut it to these each
+        # time; a sum of bytes it leaves in 32.
         return tl.sum(raw.to(tl.int32)) != 0
     else:
-        return tl.max((raw != 0).to(tl.int32)) != 0
+        # A byte is never negative; the maximum of other numbers could hide one.
+        if not (raw.dtype == tl.uint8 or raw.dtype == tl.int1):
+            raw = raw != 0
+        return tl.max(raw.to(tl.int32)) != 0
 
 
 @triton.jit
