@@ -7,6 +7,7 @@ has the strides that :class:`~fused_balanced_loss.backends.problem.Problem` prom
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -180,7 +181,7 @@ def flat_batch(
     targets = _flat_targets(targets, shape, device)
     mask = _flat_label_mask(label_mask, shape, device)
     if ignore_index is not None:
-        kept = _not_ignored(targets, ignore_index)
+        kept = not_ignored(targets, ignore_index)
         mask = kept if mask is None else mask & kept
     return Batch(targets, _flat_sample_weight(sample_weight, shape, device), mask)
 
@@ -208,14 +209,14 @@ def _flat_targets(
         _check_given("targets", targets, ((math.prod(shape[:-1]), shape[-1]),), ", as the logits", device)
         return targets.contiguous()
     if not isinstance(targets, Tensor):
-        return _flat_targets(_from_numpy_or_scipy(targets, device), shape, device)
+        return _flat_targets(from_numpy_or_scipy(targets, device), shape, device)
     if targets.dtype not in _TARGET_DTYPES:
         raise TypeError(f"targets: expected bool, an integer or a floating-point dtype, got {targets.dtype}")
     _check_given("targets", targets, (shape,), ", as the logits", device)
     return flat_rows(targets.to(torch.int64) if targets.dtype in _WIDE_UNSIGNED else targets)
 
 
-def _from_numpy_or_scipy(targets: Any, device: torch.device) -> Tensor | SparseTargets:
+def from_numpy_or_scipy(targets: Any, device: torch.device) -> Tensor | SparseTargets:
     """The targets of an array, a table such as a pandas DataFrame, or a scipy sparse matrix, on ``device``."""
     if hasattr(targets, "tocsr"):
         return SparseTargets.from_scipy(targets).to(device)
@@ -253,8 +254,8 @@ def _flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: 
     return flat_rows(label_mask)
 
 
-def _not_ignored(targets: Tensor | SparseTargets, ignore_index: int | float) -> Tensor:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, float)) or math.isnan(ignore_index):
+def not_ignored(targets: Tensor | SparseTargets, ignore_index: int | float) -> Tensor:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Real) or math.isnan(ignore_index):
         raise TypeError(f"ignore_index: expected a number, got {ignore_index!r}")
     if ignore_index in (0, 1):
         raise ValueError(f"ignore_index: expected a number other than the targets 0 and 1, got {ignore_index}")

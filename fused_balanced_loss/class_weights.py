@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -53,6 +54,10 @@ def class_weights(
     if not isinstance(statistics, LabelStatistics):
         raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
     check_choice("name", name, CLASS_WEIGHTS)
+    for setting, value in (("power", power), ("beta", beta), ("cap", cap)):
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number and not (setting == "cap" and value is None):
+            raise TypeError(f"{setting}: expected a number, got {type(value).__name__} {value!r}")
     if not (math.isfinite(power) and power >= 0):
         raise ValueError(f"power: expected a finite number >= 0, got {power}")
     if not 0 <= beta < 1:
@@ -68,4 +73,8 @@ def class_weights(
             (statistics.num_samples / counts) ** power if name == "inv_freq" else class_balanced_weight(counts, beta)
         )
         weights = weights / weights.mean()
-    return weights if cap is None else weights.clamp(max=cap)
+    if cap is not None:
+        weights = weights.clamp(max=cap)
+    if not bool(weights.isfinite().all()):
+        raise ValueError(f"power: expected one with finite weights for these counts, got {power}")
+    return weights

@@ -89,7 +89,7 @@ class LabelStatistics:
     """
 
     # Objects that an earlier version has pickled have none.
-    mu: float | None = None
+    _mu: float | None = None
 
     def __init__(self, counts: Any, num_samples: int, *, mu: float | None = None, degenerate: str = "warn") -> None:
         check_choice("degenerate", degenerate, ("warn", "error", "ignore"))
@@ -99,7 +99,7 @@ class LabelStatistics:
         if self.num_samples < 2:
             raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
         self.counts = _checked_counts(as_tensor("counts", counts).detach().cpu(), self.num_samples)
-        self.mu = mu
+        self._mu = mu
         self.cache: dict[Any, Any] = {}
         never, always = int((self.counts == 0).sum()), int((self.counts == self.num_samples).sum())
         if degenerate != "ignore" and never + always:
@@ -110,6 +110,11 @@ class LabelStatistics:
             if degenerate == "error":
                 raise ValueError(message)
             warnings.warn(message, stacklevel=3)
+
+    @property
+    def mu(self) -> float | None:
+        """The midpoint of the rebalanced weight; None where it is not known."""
+        return self._mu
 
     @classmethod
     def from_counts(
@@ -136,7 +141,7 @@ class LabelStatistics:
         counts = torch.bincount(sparse.col, minlength=sparse.num_labels)
         statistics = cls.from_counts(counts, len(sparse), degenerate=degenerate)
         if len(sparse.col):
-            statistics.mu = _midpoint(sparse, statistics.inverse_frequency)
+            statistics._mu = _midpoint(sparse, statistics.inverse_frequency)
         return statistics
 
     @property
@@ -254,7 +259,7 @@ class LabelStatistics:
         return cls.from_counts(counts, int(num_samples), mu=mu, degenerate="ignore")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"counts": self.counts, "num_samples": self.num_samples, "mu": self.mu, "cache": {}}
+        return {"counts": self.counts, "num_samples": self.num_samples, "_mu": self.mu, "cache": {}}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LabelStatistics):

@@ -99,9 +99,14 @@ class BalancedLoss(StatisticsModule):
 
     def extra_repr(self) -> str:
         fields = (f"{name}={value!r}" for name, value in vars(self.spec).items())
-        return ", ".join(
-            (*fields, f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}")
+        weights = ((name, getattr(self, name)) for name in ("weight", "pos_weight"))
+        shown = (
+            f"{name}={list(value.shape) if isinstance(value, Tensor) else value!r}"
+            for name, value in weights
+            if value is not None
         )
+        rest = f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}"
+        return ", ".join((*fields, *shown, *rest))
 
 
 class DistributionBalancedLoss(BalancedLoss):

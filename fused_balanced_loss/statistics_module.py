@@ -209,6 +209,10 @@ class StatisticsModule(nn.Module):
             self._make_room(state_dict, prefix)
         failures = len(errors)
         _add_mu(state_dict, prefix)
+        bits = state_dict.get(f"{prefix}mu_bits")
+        if isinstance(bits, Tensor) and bits.dtype != torch.int64:
+            errors.append(f"{prefix}mu_bits: expected int64, the bits of a float64, got {bits.dtype}")
+            return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         try:
             # The constants are made now, and counts that are none are reported here.

@@ -53,8 +53,8 @@ def label_weights(
         if value is not None:
             check_weight(which, value, num_labels, device)
     # Other objects over the same memory, so that the entry does not keep the caller's tensors.
-    own = (part.detach() if isinstance(part, Tensor) else part for part in (weight, pos_weight))
-    made = LabelWeights(*own, num_labels, statistics, None if key is None else {})
+    own, own_pos = (part.detach() if isinstance(part, Tensor) else part for part in (weight, pos_weight))
+    made = LabelWeights(own, own_pos, num_labels, statistics, None if key is None else {})
     if key is not None:
         values = [part.clone() for part in tensors] if devices.kind(device) == "cpu" else []
         keep(_kept, key, (made, values), _MOST_KEPT)

@@ -1,7 +1,9 @@
 """The caller's weights of the labels, soft targets and smoothing: what torch and the equations give, and the checks."""
 
 import copy
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from fused_balanced_loss import (
     SparseTargets,
     balanced_loss,
     linear_balanced_loss,
+    weight_arguments,
 )
 
 N, C, D = 6, 37, 5
@@ -204,8 +207,6 @@ def test_bad_settings_are_refused(settings):
 
 def test_a_weight_is_converted_once(monkeypatch):
     logits, targets, _, weight, _, statistics = drawn()
-    from fused_balanced_loss import weight_arguments
-
     looks = []
     check = weight_arguments.check_weight
     monkeypatch.setattr(weight_arguments, "check_weight", lambda *given: (looks.append(given), check(*given)))
@@ -262,3 +263,18 @@ def test_weights_with_a_negative_bit(impl):
     negative = torch._neg_view(-weight)
     ours = balanced_loss(logits, targets, LossSpec(), weight=negative, pos_weight=negative, impl=impl)
     torch.testing.assert_close(ours, expected)
+
+
+def test_what_is_kept_goes_with_the_weights():
+    logits, targets, _, weight, pos_weight, statistics = drawn()
+    module = BalancedLoss(LossSpec(), statistics, weight=weight, pos_weight=pos_weight.tolist())
+    module(logits, targets)
+    held = [weakref.ref(part) for part in (module.weight, module.pos_weight)]
+    number = len(weight_arguments._kept)
+    del module
+    gc.collect()
+    assert [ref() for ref in held] == [None, None] and len(weight_arguments._kept) < number
+
+
+def test_repr_shows_weights():
+    assert "weight=[37], pos_weight=2.0" in repr(BalancedLoss(LossSpec(), weight=torch.ones(C), pos_weight=2))

@@ -10,12 +10,13 @@ where timm's ``"bce"`` returns half precision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..arguments import Reduction
+from ..arguments import Reduction, from_numpy_or_scipy, not_ignored
 from ..label_statistics import LabelStatistics
 from ..label_weights import Weight
 from ..modules import BalancedLoss
@@ -89,36 +90,44 @@ class MultiLabelLoss(BalancedLoss):
                 CPU for soft targets where the loss ``mixes`` and was made without ``soft_targets``; elsewhere they make
                 the loss NaN.
         """
+        if not isinstance(targets, (Tensor, SparseTargets)):
+            targets = from_numpy_or_scipy(targets, logits.device)
         dense = targets if isinstance(targets, Tensor) and targets.layout == torch.strided else None
         if dense is not None and dense.shape != logits.shape:
             raise ValueError(
                 f"targets: expected the shape of the logits, {list(logits.shape)}, got {list(dense.shape)}; for indices"
                 " of classes take timm.loss.create_classification_loss"
             )
+        if dense is not None and ignore_index is not None and (self.mixes or self.target_threshold is not None):
+            # What follows changes the targets, and with them those to be ignored.
+            kept = not_ignored(dense, ignore_index)
+            label_mask, ignore_index = kept if label_mask is None else label_mask & kept, None
+            targets = dense = dense.masked_fill(~kept, 0)
         if self.target_threshold is not None:
             targets = self._above_threshold(targets, self.target_threshold)
         elif self.mixes:
-            floating = dense is not None and dense.is_floating_point()
-            if (self.soft_targets and floating) or self.factors or self.spec.label_smoothing:
+            soft = self.soft_targets and (dense is None or dense.is_floating_point())
+            if soft or self.factors or self.spec.label_smoothing:
                 if sample_weight is not None or label_mask is not None or ignore_index is not None:
                     raise ValueError(
                         "sample_weight, label_mask, ignore_index: expected none with targets between 0 and 1 in timm's "
-                        "asymmetric or Poly-1 loss"
+                        "asymmetric or Poly-1 loss, which no kernel has"
                     )
                 return self._mixed(logits, targets)
-            if dense is not None and floating:
-                if ignore_index is not None:
-                    kept = dense != ignore_index
-                    label_mask, ignore_index = kept if label_mask is None else kept & label_mask, None
-                targets = _zeros_and_ones(dense if label_mask is None else torch.where(label_mask, dense, 0.0))
+            if dense is not None and dense.is_floating_point():
+                targets = _zeros_and_ones(dense, label_mask)
         return super().forward(logits, targets, sample_weight, label_mask, ignore_index)
 
     def _above_threshold(self, targets: Tensor | SparseTargets, threshold: float) -> Tensor:
         if isinstance(targets, SparseTargets):
             targets = targets.to_dense(torch.float32)
-        if self.threshold_smoothing:
-            targets = targets * (1 - self.threshold_smoothing) + 0.5 * self.threshold_smoothing
-        return targets > threshold
+        elif targets.layout != torch.strided:
+            targets = targets.to_dense()
+        above = targets * (1 - self.threshold_smoothing) + 0.5 * self.threshold_smoothing > threshold
+        if not targets.is_floating_point():
+            return above
+        # A target outside [0, 1] must be found.
+        return torch.where((targets >= 0) & (targets <= 1), above.to(targets.dtype), math.nan)
 
     def _mixed(self, logits: Tensor, targets: Tensor | SparseTargets) -> Tensor:
         return mixed_loss(
@@ -132,18 +141,20 @@ class MultiLabelLoss(BalancedLoss):
         )
 
 
-def _zeros_and_ones(targets: Tensor) -> Tensor:
-    """Targets of 0 and 1 as integers, whose loss is one part and not two."""
-    label = targets == 1
+def _zeros_and_ones(targets: Tensor, label_mask: Tensor | None) -> Tensor:
+    """Targets of 0 and 1 as integers, whose loss is one part and not two; where the mask is False there may be more."""
+    if label_mask is not None:
+        targets = targets.masked_fill(~label_mask, 0)
+    label = targets != 0
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        if torch.count_nonzero(targets) != torch.count_nonzero(label):
+        if not bool((label == targets).all()):
             raise ValueError(
                 "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
                 "soft_targets=True"
             )
         return label
     # Looking would stall the device. The kernels make a NaN of a 2.
-    return label.to(torch.uint8) + 2 * (~label & (targets != 0)).to(torch.uint8)
+    return label.to(torch.uint8) + (label & (targets != 1))
 
 
 def create_classification_loss(

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from timm_losses import timm_module
@@ -508,3 +509,33 @@ def test_bad_targets():
         asl(logits, targets.clone().requires_grad_())
     with pytest.raises(ValueError, match=r"^logits: expected at least one sample"):
         asl(logits[:0], targets[:0])
+
+
+@pytest.mark.parametrize("loss_type", ["bce", "asl"])
+def test_ignored_targets_are_ignored_before_anything_else(loss_type):
+    logits, targets = torch.randn(3, 5), torch.eye(3, 5)
+    settings = {"bce_target_thresh": 0.2} if loss_type == "bce" else {"asl_reduction": "mean"}
+    loss = create_classification_loss(loss_type, multi_label=True, **settings)
+    masked = targets.masked_fill(targets == 0, -5.0)
+    kept = targets == 1
+    expected = loss(logits, targets, label_mask=kept)
+    torch.testing.assert_close(loss(logits, masked, ignore_index=-5), expected)
+    torch.testing.assert_close(loss(logits, masked.numpy(), ignore_index=np.int64(-5)), expected)
+
+
+def test_soft_targets_are_refused_in_every_form():
+    logits, soft = torch.randn(3, 5), torch.eye(3, 5) * 0.5
+    loss = create_classification_loss("asl", multi_label=True)
+    for given, more in ((soft, {}), (soft.numpy(), {}), (soft, {"label_mask": soft > 0}), (soft, {"ignore_index": -1})):
+        with pytest.raises(ValueError, match=r"^targets: expected 0 and 1"):
+            loss(logits, given, **more)
+    mixed = create_classification_loss("asl", multi_label=True, soft_targets=True)
+    torch.testing.assert_close(mixed(logits, soft.numpy()), mixed(logits, soft))
+
+
+@pytest.mark.parametrize("value", [math.nan, 7.0, -0.5])
+def test_a_threshold_hides_no_invalid_target(value):
+    logits, targets = torch.randn(3, 5), torch.eye(3, 5)
+    targets[1, 2] = value
+    with pytest.raises(ValueError, match=r"^targets: expected a number in"):
+        create_classification_loss("bce", multi_label=True, bce_target_thresh=0.2)(logits, targets)
