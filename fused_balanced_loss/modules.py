@@ -22,7 +22,7 @@ class BalancedLoss(StatisticsModule):
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
         statistics: label counts of the training set; may be None where the spec needs none (BCE, FL, ASL), and where
-            ``load_state_dict`` or an assignment to :attr:`statistics` brings them before the first call.
+            ``load_state_dict`` or an assignment to ``statistics`` brings them before the first call.
         reduction: ``"mean"`` over the N * C elements, ``"batchmean"`` over the N samples, ``"sum"``, or ``"none"`` for
             the loss of each element.
         impl: which implementation computes the loss; see :func:`balanced_loss`.
