@@ -33,7 +33,8 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _WIDE_UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
 _TARGET_DTYPES = frozenset((torch.bool, *_INTEGERS, *_WIDE_UNSIGNED, *LOGITS_DTYPES))
 _DENSE_FEATURES = (
-    "; use features.to_dense() for a batch, or balanced_loss with the logits torch.sparse.mm(features, weight.t()) + bias"
+    "; use features.to_dense() for a batch, or balanced_loss with the logits "
+    "torch.sparse.mm(features, weight.t()) + bias"
 )
 # Fewer logits than these may all lie in [0, 1] by chance.
 _ENOUGH_TO_TELL = 64
