@@ -33,6 +33,10 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # PyTorch compares these on few devices. None of their values becomes 0 or 1 as int64.
 _WIDE_UNSIGNED = frozenset((torch.uint16, torch.uint32, torch.uint64))
 _TARGET_DTYPES = frozenset((torch.bool, *_INTEGERS, *_WIDE_UNSIGNED, *LOGITS_DTYPES))
+_DENSE_FEATURES = (
+    "; use features.to_dense() for a batch, or balanced_loss with the logits "
+    "torch.sparse.mm(features, weight.t()) + bias"
+)
 # Fewer logits than these may all lie in [0, 1] by chance.
 _ENOUGH_TO_TELL = 64
 
@@ -84,7 +88,8 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.is_nested:
         kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
-        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+        way_out = "" if name != "features" or tensor.is_nested else _DENSE_FEATURES
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}{way_out}")
     if tensor.dtype not in LOGITS_DTYPES:
         raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if torch.compiler.is_compiling():

@@ -39,11 +39,6 @@ def check_linear_settings(
 def check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None, statistics: LabelStatistics | None) -> None:
     """Raises TypeError or ValueError unless features, weight, bias and statistics belong together."""
     given = {"features": features, "weight": weight} | ({} if bias is None else {"bias": bias})
-    if isinstance(features, Tensor) and features.layout != torch.strided:
-        raise TypeError(
-            f"features: expected a dense tensor, got layout {features.layout}; use features.to_dense() for a batch, or "
-            "balanced_loss with the logits torch.sparse.mm(features, weight.t()) + bias"
-        )
     for name, value in given.items():
         check_floating(name, value)
         if value.device != features.device:
