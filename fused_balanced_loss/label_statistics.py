@@ -80,8 +80,6 @@ class LabelStatistics:
     Attributes:
         counts: int64 [C], the number of training samples that carry each label.
         num_samples: N_train, at least 2.
-        mu: the midpoint that :meth:`suggest_mu` gives for the training targets, which the rebalanced losses take; None
-            where only counts are known.
         cache: constants that the losses have derived, so that they are made once; copies begin without.
 
     Raises:
@@ -113,7 +111,8 @@ class LabelStatistics:
 
     @property
     def mu(self) -> float | None:
-        """The midpoint of the rebalanced weight; None where it is not known."""
+        """The midpoint that :meth:`suggest_mu` gives for the training targets, which the rebalanced losses take; None
+        where only counts are known."""
         return self._mu
 
     @classmethod

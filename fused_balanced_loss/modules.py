@@ -17,8 +17,7 @@ from .targets import SparseTargets
 class BalancedLoss(StatisticsModule):
     """Any loss of the family as a module.
 
-    The label counts are buffers: ``state_dict``, ``.to()`` and ``copy.deepcopy`` carry them, and loading a state dict
-    replaces the statistics.
+    The label counts are buffers: ``state_dict``, ``.to()`` and ``copy.deepcopy`` carry them; loading replaces them.
 
     Args:
         spec: which loss, for example ``LossSpec.preset("DB")``.
@@ -98,15 +97,13 @@ class BalancedLoss(StatisticsModule):
         )
 
     def extra_repr(self) -> str:
-        fields = (f"{name}={value!r}" for name, value in vars(self.spec).items())
-        weights = ((name, getattr(self, name)) for name in ("weight", "pos_weight"))
-        shown = (
-            f"{name}={list(value.shape) if isinstance(value, Tensor) else value!r}"
-            for name, value in weights
-            if value is not None
-        )
-        rest = f"statistics={self.statistics}", f"reduction={self.reduction!r}", f"impl={self.impl!r}"
-        return ", ".join((*fields, *shown, *rest))
+        shown = dict(vars(self.spec))
+        for name in ("weight", "pos_weight"):
+            value = getattr(self, name)
+            if value is not None:
+                shown[name] = list(value.shape) if isinstance(value, Tensor) else value
+        shown |= {name: getattr(self, name) for name in ("statistics", "reduction", "impl")}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 class DistributionBalancedLoss(BalancedLoss):

@@ -11,8 +11,7 @@ from timm_losses import timm_module
 from torch import nn
 
 from fused_balanced_loss import LossSpec, SparseTargets, balanced_loss
-from fused_balanced_loss.integrations import mixed_targets_cpp
-from fused_balanced_loss.integrations.timm import create_classification_loss
+from fused_balanced_loss.integrations.timm import create_classification_loss, mixed_targets_cpp
 
 N, C = 12, 37
 COUNTS = torch.arange(1, C + 1) ** 2

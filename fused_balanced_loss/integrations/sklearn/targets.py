@@ -12,7 +12,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array
 
-from ..targets import SparseTargets
+from ...targets import SparseTargets
 
 
 class Labels(NamedTuple):

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import Reduction, check_logits, flat_batch, flat_rows
-from ..backends.problem import compute_dtype
-from ..first_order import first_order
-from ..label_weights import Weight
-from ..spec import LossSpec
-from ..targets import SparseTargets
-from ..weight_arguments import label_weights
+from ...arguments import Reduction, check_logits, flat_batch, flat_rows
+from ...backends.problem import compute_dtype
+from ...first_order import first_order
+from ...label_weights import Weight
+from ...spec import LossSpec
+from ...targets import SparseTargets
+from ...weight_arguments import label_weights
 from . import mixed_targets_cpp
 
 _LARGEST_LOGIT = 1e20

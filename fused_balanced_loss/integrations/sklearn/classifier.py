@@ -1,8 +1,4 @@
-"""A multi-label classifier for scikit-learn, trained with the balanced losses::
-
-classifier = make_pipeline(TfidfVectorizer(), BalancedClassifier())
-classifier.fit(texts, indicators).predict(more_texts)
-"""
+"""The estimator: its parameters, and how it is fitted."""
 
 from __future__ import annotations
 
@@ -10,25 +6,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _check_sample_weight
 
-from ..label_statistics import LabelStatistics
-from ..spec import LossSpec
-from ..targets import SparseTargets
-
-try:
-    from scipy.sparse import issparse
-    from sklearn.utils import check_random_state
-    from sklearn.utils.validation import _check_sample_weight
-except ImportError as error:
-    raise ImportError(
-        f"fused_balanced_loss.integrations.sklearn needs scikit-learn 1.6 or newer: pip install scikit-learn ({error})"
-    ) from error
-
-from .sklearn_fitted import FittedClassifier
-from .sklearn_network import Network, Optimizer
-from .sklearn_parameters import check_parameters, chosen_device
-from .sklearn_targets import Labels, read_targets, tells_labels
-from .sklearn_training import Samples, check_classes, loss_spec, split, steps_size, train, train_epoch
+from ...label_statistics import LabelStatistics
+from ...spec import LossSpec
+from ...targets import SparseTargets
+from .fitted import FittedClassifier
+from .network import Network, Optimizer
+from .parameters import check_parameters, chosen_device
+from .targets import Labels, read_targets, tells_labels
+from .training import Samples, check_classes, loss_spec, split, steps_size, train, train_epoch
 
 
 class BalancedClassifier(FittedClassifier):

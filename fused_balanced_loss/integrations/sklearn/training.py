@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..label_statistics import LabelStatistics
-from ..metrics import ThresholdedF1
-from ..spec import LossSpec
-from ..targets import SparseTargets
-from .sklearn_network import Network
-from .sklearn_targets import Labels
+from ...label_statistics import LabelStatistics
+from ...metrics import ThresholdedF1
+from ...spec import LossSpec
+from ...targets import SparseTargets
+from .network import Network
+from .targets import Labels
 
 # Probabilities of the logits -6 to 6 by 0.1.
 _THRESHOLDS = 1 / (1 + np.exp(-np.arange(-60, 61) / 10))

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 from torch import Tensor, nn
 
-from ..classifier.module import LinearBalancedLoss
-from ..functional import balanced_loss
-from ..label_statistics import LabelStatistics
-from ..optim.base import ClassifierUpdate
-from ..optim.some_rows import step_some_rows
-from ..optim.update import AdamWUpdate, SGDUpdate
-from ..spec import LossSpec
-from ..targets import SparseTargets
+from ...classifier.module import LinearBalancedLoss
+from ...functional import balanced_loss
+from ...label_statistics import LabelStatistics
+from ...optim.base import ClassifierUpdate
+from ...optim.some_rows import step_some_rows
+from ...optim.update import AdamWUpdate, SGDUpdate
+from ...spec import LossSpec
+from ...targets import SparseTargets
 
 # Elements that a batch of prediction and a part of an update take at most: 8 MB of float32.
 _ELEMENTS = 1 << 21

@@ -13,9 +13,9 @@ from scipy.sparse import csr_array, vstack
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .sklearn_network import Network
-from .sklearn_targets import Labels
-from .sklearn_training import best_class
+from .network import Network
+from .targets import Labels
+from .training import best_class
 
 
 class FittedClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

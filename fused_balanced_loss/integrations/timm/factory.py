@@ -1,12 +1,4 @@
-"""timm's factory of losses, for multi-label targets: the same arguments and numbers, fused.
-
-``timm.loss.create_classification_loss(..., multi_label=True)`` becomes
-``fused_balanced_loss.integrations.timm.create_classification_loss(..., multi_label=True)``; timm need not be there. The
-numbers are those of timm 1.0.31, with three differences. timm's asymmetric loss takes ``1 - sigmoid`` in float32 and
-clamps probabilities at 1e-8: it loses digits from logits of about 10 on, and no longer grows beyond 18; ours does
-neither. float64 logits are computed in float64, where timm takes float32. The loss of half-precision logits is float32,
-where timm's ``"bce"`` returns half precision.
-"""
+"""The factory, and the module that it makes."""
 
 from __future__ import annotations
 
@@ -16,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..arguments import Reduction, from_numpy_or_scipy, not_ignored
-from ..label_statistics import LabelStatistics
-from ..label_weights import Weight
-from ..modules import BalancedLoss
-from ..spec import LossSpec, check_choice
-from ..targets import SparseTargets
+from ...arguments import Reduction, from_numpy_or_scipy, not_ignored
+from ...label_statistics import LabelStatistics
+from ...label_weights import Weight
+from ...modules import BalancedLoss
+from ...spec import LossSpec, check_choice
+from ...targets import SparseTargets
 from .mixed_targets import mixed_loss
 
 FUSED_LOSSES = ("bce", "asl", "poly", "db")
@@ -101,21 +93,21 @@ class MultiLabelLoss(BalancedLoss):
         if dense is not None and ignore_index is not None and (self.mixes or self.target_threshold is not None):
             # What follows changes the targets, and with them those to be ignored.
             kept = not_ignored(dense, ignore_index)
-            label_mask, ignore_index = kept if label_mask is None else label_mask & kept, None
+            label_mask, ignore_index = kept if label_mask is None else kept & label_mask, None
             targets = dense = dense.masked_fill(~kept, 0)
         if self.target_threshold is not None:
             targets = self._above_threshold(targets, self.target_threshold)
         elif self.mixes:
-            soft = self.soft_targets and (dense is None or dense.is_floating_point())
-            if soft or self.factors or self.spec.label_smoothing:
+            floating = dense is not None and dense.is_floating_point()
+            if (self.soft_targets and floating) or self.factors or self.spec.label_smoothing:
                 if sample_weight is not None or label_mask is not None or ignore_index is not None:
                     raise ValueError(
                         "sample_weight, label_mask, ignore_index: expected none with targets between 0 and 1 in timm's "
-                        "asymmetric or Poly-1 loss, which no kernel has"
+                        "asymmetric or Poly-1 loss"
                     )
                 return self._mixed(logits, targets)
-            if dense is not None and dense.is_floating_point():
-                targets = _zeros_and_ones(dense, label_mask)
+            if dense is not None and floating:
+                targets = _zeros_and_ones(dense if label_mask is None else torch.where(label_mask, dense, 0.0))
         return super().forward(logits, targets, sample_weight, label_mask, ignore_index)
 
     def _above_threshold(self, targets: Tensor | SparseTargets, threshold: float) -> Tensor:
@@ -141,20 +133,18 @@ class MultiLabelLoss(BalancedLoss):
         )
 
 
-def _zeros_and_ones(targets: Tensor, label_mask: Tensor | None) -> Tensor:
-    """Targets of 0 and 1 as integers, whose loss is one part and not two; where the mask is False there may be more."""
-    if label_mask is not None:
-        targets = targets.masked_fill(~label_mask, 0)
-    label = targets != 0
+def _zeros_and_ones(targets: Tensor) -> Tensor:
+    """Targets of 0 and 1 as integers, whose loss is one part and not two."""
+    label = targets == 1
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool((label == targets).all()):
+        if torch.count_nonzero(targets) != torch.count_nonzero(label):
             raise ValueError(
                 "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "
                 "soft_targets=True"
             )
         return label
     # Looking would stall the device. The kernels make a NaN of a 2.
-    return label.to(torch.uint8) + (label & (targets != 1))
+    return label.to(torch.uint8) + 2 * (~label & (targets != 0)).to(torch.uint8)
 
 
 def create_classification_loss(

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.cpp_build import available, library, num_threads
-from ..backends.problem import compute_dtype
-from ..label_weights import Weight
-from ..spec import LossSpec
+from ...backends.cpp_build import available, library, num_threads
+from ...backends.problem import compute_dtype
+from ...label_weights import Weight
+from ...spec import LossSpec
 
 _NAME = "mixed_targets"
 # The macro LOGITS of kernels/vector_math.h.

@@ -10,7 +10,7 @@ import torch
 from numpy import integer
 from sklearn.base import BaseEstimator
 
-from ..spec import PRESETS, LossSpec
+from ...spec import PRESETS, LossSpec
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd"),
