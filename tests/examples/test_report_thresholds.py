@@ -107,9 +107,9 @@ def test_each_label_as_csv(tmp_path):
     assert make_report.main([str(tmp_path), "--output", str(tmp_path / "report")]) == 0
     (path,) = (tmp_path / "report").rglob("labels.csv")
     with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["label"] for row in rows] == names
-    assert rows[0] == {
+        found = list(csv.DictReader(file))
+    assert [row["label"] for row in found] == names
+    assert found[0] == {
         **{"label": names[0], "training documents": "", "test documents": "7"},
         **{"DB f1": "0.6250", "DB threshold": "0.1500"},
     }
