@@ -19,6 +19,7 @@ from fused_balanced_loss.metrics import (
     label_report,
     predict_labels,
     threshold_grid,
+    thresholded_f1,
     write_label_report,
 )
 
@@ -496,3 +497,14 @@ def test_label_report(tmp_path, names):
 def test_bad_thresholds_are_named(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(counted(*problem()))
+
+
+@pytest.mark.parametrize("shift", [-9.0, -1.0, 9.0])
+def test_few_and_many_predicted_labels_are_counted_alike(monkeypatch, shift):
+    logits, targets = problem(shift=shift)
+    groups = {"single": (1, 1)}
+    states = []
+    for many in (0.0, 2.0):
+        monkeypatch.setattr(thresholded_f1, "_MANY", many)
+        states.append(counted(logits, targets, sizes=13, thresholds="full", instance_groups=groups).state_dict())
+    assert torch.equal(states[0]["counts"], states[1]["counts"])

@@ -348,6 +348,18 @@ def test_statistics_without_mu_are_refused_where_the_loss_needs_it():
         BalancedLoss(spec, counts)(*batch())
 
 
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_compiled_calls_take_mu_from_statistics_that_they_see_first(impl):
+    torch.compiler.reset()
+    spec, statistics = LossSpec.preset("DB"), copy.copy(STATISTICS)
+    compiled = torch.compile(
+        lambda *arguments: fbl.balanced_loss(*arguments, spec, statistics, impl=impl), fullgraph=True, backend="eager"
+    )
+    for size in (2, 3, 4):
+        logits, targets = batch(size, C)
+        torch.testing.assert_close(compiled(logits, targets), DistributionBalancedLoss(STATISTICS)(logits, targets))
+
+
 def test_the_fused_classifier_takes_mu_from_the_statistics():
     features, (_, targets) = torch.randn(N, 5, generator=torch.Generator().manual_seed(3)), batch()
     losses = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..input_values import as_integer, as_number
 from ..targets import SparseTargets
-from ..thresholding import FloatArray, chunks
+from ..thresholding import CHUNK, FloatArray, chunks
 from .streaming import StreamingMetric, checked_targets
 
 
@@ -81,7 +81,7 @@ def _average_precision(logits: Tensor, targets: SparseTargets) -> Tensor:
     own = own.sort(1).values
     # How many of its own labels each label of a row reaches; from that, how many labels reach each of its own.
     reached = torch.searchsorted(own, logits.contiguous(), right=True)
-    reached = torch.minimum(reached, sizes[:, None])
+    torch.minimum(reached, sizes[:, None], out=reached)
     counts = torch.zeros(len(logits), most + 1, dtype=torch.int64, device=logits.device)
     counts.scatter_add_(1, reached, torch.ones_like(reached))
     reach_own = counts.flip(1).cumsum(1).flip(1)[:, 1:]
@@ -124,13 +124,15 @@ class LabelAveragePrecision(StreamingMetric):
         sparse = checked_targets(logits, targets, self.num_labels)
         self._move(logits.device)
         every, carrying = self._sums["counts"].view(2, -1)
-        first = torch.arange(self.num_labels, device=logits.device) * self.num_bins
+        first = torch.arange(0, self.num_labels * self.num_bins, self.num_bins, device=logits.device)
         scale = (self.num_bins - 2) / (self.high - self.low)
         for start, chunk in chunks(logits):
-            inner = ((chunk.float() - self.low) * scale).floor()
-            places = inner.clamp(-1, self.num_bins - 2).long() + 1 + first
+            # Label by label [C, rows], because the counts of a label lie side by side.
+            bins = chunk.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            bins.sub_(self.low).mul_(scale).floor_().clamp_(-1, self.num_bins - 2).add_(1)
+            places = bins.long().add_(first[:, None])
             part = sparse[start : start + len(chunk)]
-            for counts, at in ((every, places.reshape(-1)), (carrying, places[part.rows, part.col])):
+            for counts, at in ((every, places.view(-1)), (carrying, places[part.col, part.rows])):
                 counts.index_add_(0, at, torch.ones_like(at))
         self.num_samples += len(logits)
 
@@ -140,8 +142,7 @@ class LabelAveragePrecision(StreamingMetric):
         Raises:
             RuntimeError: before any sample was counted.
         """
-        self._check_counted()
-        return _binned_precision(self._sums["counts"].cpu()).numpy()
+        return torch.cat([_binned_precision(counts) for counts in self._parts()]).numpy()
 
     def macro(self) -> float:
         """The mean over the labels that some sample carries; 0 where there are none. Errors as for :meth:`by_label`."""
@@ -157,17 +158,14 @@ class LabelAveragePrecision(StreamingMetric):
 
         Errors as for :meth:`by_label`.
         """
+        low, high = (torch.cat(parts) for parts in zip(*map(_bounds, self._parts()), strict=True))
+        return _mean(low), _mean(high)
+
+    def _parts(self) -> list[Tensor]:
+        """Counts [2, labels, B] of some labels each, so that what is computed from them takes little memory."""
         self._check_counted()
-        every, true, every_before, true_before = _from_the_top(self._sums["counts"].cpu())
-        other_before = every_before - true_before
-        other_after = other_before + every - true
-        # All that carry the label come first and have equal logits.
-        high = true * (true_before + true) / (every_before + true).clamp(min=1)
-        # They come last, one by one: the sum of (t + i) / (t + o + i), with the sum of 1 / (t + o + i) by digamma.
-        start = true_before + other_after + 1
-        low = true - other_after * (torch.digamma(start + true) - torch.digamma(start))
-        support = true.sum(-1)
-        return _mean(low.sum(-1) / support), _mean(high.sum(-1) / support)
+        parts = self._sums["counts"].split(max(1, CHUNK // (8 * self.num_bins)), dim=1)
+        return [part.cpu() for part in parts]
 
     def _settings(self) -> dict[str, Any]:
         return {"num_labels": self.num_labels, "num_bins": self.num_bins, "low": self.low, "high": self.high}
@@ -184,6 +182,19 @@ def _binned_precision(counts: Tensor) -> Tensor:
     every, true, every_before, true_before = _from_the_top(counts)
     precision = (true_before + true) / (every_before + every).clamp(min=1)
     return (true * precision).sum(-1) / true.sum(-1)
+
+
+def _bounds(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest average precision, float64 [C] each, from counts [2, C, B]."""
+    every, true, every_before, true_before = _from_the_top(counts)
+    other = every_before - true_before + every - true
+    # Those with the label come first in their bin and have equal logits.
+    high = true * (true_before + true) / (every_before + true).clamp(min=1)
+    # They come last, one by one: the sum of (t + i) / (t + o + i), with the sum of 1 / (t + o + i) by digamma.
+    start = true_before + other + 1
+    low = true - other * (torch.digamma(start + true) - torch.digamma(start))
+    support = true.sum(-1)
+    return low.sum(-1) / support, high.sum(-1) / support
 
 
 def _mean(values: Tensor) -> float:

@@ -23,6 +23,9 @@ from .thresholds import PAPER_THRESHOLDS, as_grid
 Scores = dict[str, dict[str, float]]
 IntArray = NDArray[np.int64]
 
+# Share of a chunk from which on it takes less time to look at all of it than to gather what is predicted.
+_MANY = 1 / 3
+
 
 class BestThreshold(NamedTuple):
     """The best threshold of a grid, by micro-F1.
@@ -101,15 +104,16 @@ class ThresholdedF1(StreamingMetric):
         sizes = sparse.crow.diff()
         members = [(low <= sizes) & (sizes <= high) for low, high in self._ranges.values()]
         boundaries = torch.from_numpy(float32_below(self._sorted)).to(logits.device)
-        rows, offsets = sparse.rows, sparse.crow.cpu()
+        rows, offsets, width = sparse.rows, sparse.crow.cpu(), self._counts.shape[-1]
         for start, chunk in probabilities(logits, self.activation):
             here = slice(int(offsets[start]), int(offsets[start + len(chunk)]))
-            true = rows[here] - start, sparse.col[here]
-            predicted = torch.nonzero(chunk > boundaries[0], as_tuple=True)
-            for counts, (row, col) in zip(self._counts, (true, predicted), strict=True):
-                at = col * counts.shape[-1] + torch.bucketize(chunk[row, col], boundaries)
+            row, col = rows[here] - start, sparse.col[here]
+            true = row, col * width + torch.bucketize(chunk[row, col], boundaries)
+            for counts, (row, at) in zip(self._counts, (true, _predicted(chunk, boundaries)), strict=True):
                 for part, places in zip(counts, [at, *(at[member[start + row]] for member in members)], strict=True):
-                    part.view(-1).index_add_(0, places, torch.ones_like(places))
+                    part.view(-1).index_add_(0, places.view(-1), torch.ones_like(places).view(-1))
+        # A chunk of which much is predicted counts these, too.
+        self._counts[1, ..., 0] = 0
         self.num_samples += len(logits)
 
     def micro(self, group: str = TOTAL, instances: str | None = None) -> FloatArray:
@@ -252,6 +256,20 @@ class ThresholdedF1(StreamingMetric):
         counts = self._counts[:, part].cpu()[:, self._masks[group]]
         true, predicted = counts.flip(-1).cumsum(-1).flip(-1).double().numpy()
         return true[:, :1], predicted[:, 1:], true[:, 1:]
+
+
+def _predicted(probability: Tensor, boundaries: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and place among the counts of each predicted label of a chunk [rows, C]; of all labels where it is many."""
+    num_labels, width = probability.shape[1], len(boundaries) + 1
+    above = probability > boundaries[0]
+    if int(above.sum()) < _MANY * above.numel():
+        row, col = torch.nonzero(above, as_tuple=True)
+        return row, col * width + torch.bucketize(probability[row, col], boundaries)
+    # Label by label, because the counts of a label lie side by side.
+    reached = torch.bucketize(probability.t().contiguous(), boundaries)
+    first = torch.arange(0, num_labels * width, width, device=probability.device)
+    row = torch.arange(len(probability), device=probability.device).expand(num_labels, -1)
+    return row, reached.add_(first[:, None])
 
 
 def _f1(true: FloatArray, predicted: FloatArray, hits: FloatArray) -> FloatArray:

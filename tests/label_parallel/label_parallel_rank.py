@@ -50,7 +50,7 @@ def data(seed=0, num_labels=C, num_rows=N, dtype=torch.float64):
     features = torch.randn(num_rows, D, generator=generator, dtype=torch.float64).to(dtype)
     dense = torch.rand(num_rows, num_labels, generator=generator) < 0.15
     counts = torch.randint(1, 400, (num_labels,), generator=generator)
-    return features, dense, LabelStatistics.from_counts(counts, 1000)
+    return features, dense, LabelStatistics.from_counts(counts, 1000, mu=0.4)
 
 
 def linear(num_labels=C, dtype=torch.float64, seed=3, bias=True):
@@ -145,6 +145,7 @@ def pooled_weights_and_reference():
         LossSpec.preset("CB").replace(pooling="mean_count"),
         LossSpec.preset("CB").replace(pooling="rarest"),
         LossSpec.preset("CB").replace(weighting="inverse_frequency"),
+        LossSpec.preset("DB"),
         LossSpec.preset("DB", corpus="reuters"),
     ):
         for impl in ("auto", "reference"):
@@ -378,6 +379,9 @@ def errors_name_what_is_wrong():
     other = LabelStatistics.from_counts(statistics.counts + int(rank == 1), 1000)
     with raises(ValueError, "statistics: expected the same on all", "[1]"):
         LabelParallelLinearLoss(db, other, D, mesh)
+    other = LabelStatistics.from_counts(statistics.counts, 1000, mu=0.4 + (rank == 1))
+    with raises(ValueError, "statistics: expected the same on all", "[1]"):
+        LabelParallelLinearLoss(LossSpec.preset("DB"), other, D, mesh)
     with raises(ValueError, "settings: expected the same"):
         LabelParallelLinearLoss(db, statistics, D, mesh, dtype=torch.float64 if rank else torch.float32)
     with raises(ValueError, "mesh: expected no more ranks than labels, 1"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fused_balanced_loss import SparseTargets, thresholding
-from fused_balanced_loss.metrics import LabelAveragePrecision, SampleAveragePrecision
+from fused_balanced_loss.metrics import LabelAveragePrecision, SampleAveragePrecision, average_precision
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 average_precision_score = sklearn_metrics.average_precision_score
@@ -82,6 +82,14 @@ def test_the_exact_value_is_within_the_bounds(num_bins, ties):
         widths.append(high - low)
     if num_bins == 4096 and not ties:
         assert max(widths) < 0.01
+
+
+def test_labels_are_read_in_parts(monkeypatch):
+    metric = counted(LabelAveragePrecision(12, 64), *problem())
+    expected = metric.by_label(), metric.bounds()
+    monkeypatch.setattr(average_precision, "CHUNK", 8 * 64 * 5)
+    np.testing.assert_array_equal(metric.by_label(), expected[0])
+    assert metric.bounds() == expected[1]
 
 
 def test_the_lower_bound_is_the_worst_order():
