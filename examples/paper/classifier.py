@@ -180,7 +180,11 @@ def save_classifier(
             "files": files,
         }
         text = json.dumps(description, ensure_ascii=False, indent=1)
-        (partial / DESCRIPTION).write_text(text, encoding="utf-8")
+        path = partial / DESCRIPTION
+        path.write_text(text, encoding="utf-8")
+        for name in files:
+            # Safetensors keeps its files from everyone else.
+            (partial / name).chmod(path.stat().st_mode)
 
 
 def read_description(folder: Path) -> Json:

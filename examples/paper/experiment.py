@@ -149,11 +149,14 @@ class Experiment:
         folder = options.output / "work" / self.store.stem(settings)
         spec = self._spec("DB" if method == "SVM" else method)
         epochs: list[Json] = []
+        # Of a run that is done again, the record stays until the new one is there.
+        recorded = self.store.load(settings) is not None
 
         def report(epoch: Json) -> None:
             if is_main():
                 epochs.append(epoch)
-                self.store.save_running(settings, versions(), epochs)
+                if not recorded:
+                    self.store.save_running(settings, versions(), epochs)
                 progress.epoch(epoch, self.encoder.num_epochs)
 
         if method != "SVM":

@@ -29,7 +29,7 @@ from encoders.tfidf import IDF, VOCABULARY, TfidfSettings  # noqa: E402
 from models import ModelStore  # noqa: E402
 from places import PAPER, ROOT  # noqa: E402
 from progress import progress  # noqa: E402
-from records import LATEST  # noqa: E402
+from records import LATEST, RecordStore  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny_bert import save_tiny_encoder, tiny_corpus  # noqa: E402
 
@@ -235,7 +235,7 @@ def test_which_models_a_command_keeps(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before, skipped") == 2
 
 
-def test_a_record_without_the_figures_of_this_version_is_kept_and_shown(tmp_path, capsys):
+def test_a_record_without_the_figures_of_this_version_is_kept_and_shown(tmp_path, capsys, monkeypatch):
     arguments = [
         "--generated",
         "--documents",
@@ -260,6 +260,16 @@ def test_a_record_without_the_figures_of_this_version_is_kept_and_shown(tmp_path
     output = capsys.readouterr().out
     assert output.count("done before, skipped") == 2
     assert "1 of 2 records lack figures of this version: --redo does their runs again" in output
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "save_done", interrupted)
+        assert reproduce_reuters.main([*arguments, "--redo"]) == 130
+    assert path.read_bytes() == before, "the earlier result was lost"
+    capsys.readouterr()
     assert reproduce_reuters.main([*arguments, "--redo"]) == 0
     assert capsys.readouterr().out.count("done before, skipped") == 1
     assert set(json.loads(path.read_text())["result"]) >= LATEST

@@ -107,9 +107,9 @@ def test_each_label_as_csv(tmp_path):
     assert make_report.main([str(tmp_path), "--output", str(tmp_path / "report")]) == 0
     (path,) = (tmp_path / "report").rglob("labels.csv")
     with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["label"] for row in rows] == names
-    assert dict(rows[0]) == {
+        found = list(csv.DictReader(file))
+    assert [row["label"] for row in found] == names
+    assert found[0] == {
         **{"label": names[0], "training documents": "", "test documents": "7"},
         **{"DB f1": "0.6250", "DB threshold": "0.1500"},
     }
@@ -119,4 +119,4 @@ def test_each_label_as_csv(tmp_path):
 def test_committed_records_can_be_read():
     runs = read_runs([PAPER / "results"])
     assert len(runs) > 80 and all(run.result is not None for run in runs)
-    assert any("own" in run.result for run in runs) and any("own" not in run.result for run in runs)
+    assert any("own" not in run.result for run in runs), "those of an earlier version took hours"

@@ -235,13 +235,8 @@ class BertEncoder:
         A file takes each result as it comes, so that an interrupted search goes on with the rates that are left.
         """
         settings = self._settings
-        training = {**settings.as_json(), "epochs": None, "patience": None}
-        made_of: Json = {
-            "corpus": self.corpus.fingerprint,
-            "model": self.name,
-            "loss": asdict(spec),
-            "training": training,
-        }
+        made_of: Json = {"corpus": self.corpus.fingerprint, "model": self.name, "loss": asdict(spec)}
+        made_of["training"] = {**settings.as_json(), "epochs": None, "patience": None}
         if self.thresholds != GRIDS["paper"]:
             made_of["thresholds"] = self.thresholds
         folder = (self.cache / f"search-{digest(made_of)}").resolve()

@@ -12,6 +12,8 @@ from torch import Tensor
 from encoders.encoder import EncoderError
 
 BATCH = 32
+# Of a folder from elsewhere, neither pickled weights nor code are read.
+SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def model_name(model: str) -> str:
@@ -33,19 +35,20 @@ class FrozenEncoder:
     Args:
         model: name on the hub, or a local folder.
         max_length: tokens that it reads of a text.
+        safe: further options of ``from_pretrained``.
 
     Raises:
         EncoderError: where the model cannot be loaded.
     """
 
-    def __init__(self, model: str, max_length: int) -> None:
+    def __init__(self, model: str, max_length: int, **safe: bool) -> None:
         from transformers import AutoModel
 
         from encoders.pretrained import check_length, load_pretrained, load_tokenizer
 
         self.max_length = max_length
         self.tokenizer = load_tokenizer(model, max_length, "--max-length")
-        encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32)
+        encoder = load_pretrained(AutoModel.from_pretrained, model, dtype=torch.float32, **safe)
         check_length("--max-length", model, getattr(encoder.config, "max_position_embeddings", None), max_length)
         self.encoder = encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.width = int(encoder.config.hidden_size)
@@ -82,6 +85,6 @@ def in_batches(texts: Sequence[str], width: int, encode: Callable[[list[str]], T
 def load_frozen(folder: Path, max_length: int) -> FrozenEncoder:
     """What :meth:`FrozenEncoder.save` wrote; ValueError where that cannot be loaded."""
     try:
-        return FrozenEncoder(str(folder), max_length)
+        return FrozenEncoder(str(folder), max_length, **SAFE)
     except EncoderError as error:
         raise ValueError(f"{folder}: {error}") from error

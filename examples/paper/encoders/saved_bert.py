@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from encoders.encoder import EncoderError
-from encoders.frozen import in_batches
+from encoders.frozen import SAFE, in_batches
 from encoders.pretrained import load_pretrained
 
 
@@ -53,10 +53,9 @@ def copy_checkpoint(checkpoint: Path, tokenizer: PreTrainedTokenizerBase, max_le
 def load_bert(folder: Path, body: Json, num_labels: int) -> SavedBert:
     """What :func:`copy_checkpoint` wrote and said; ValueError for another number of labels or files that are broken."""
     try:
-        # Weights that are pickled are not read.
         load = AutoModelForSequenceClassification.from_pretrained
-        model = load_pretrained(load, str(folder), dtype=torch.float32, use_safetensors=True)
-        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, str(folder))
+        model = load_pretrained(load, str(folder), dtype=torch.float32, **SAFE)
+        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, str(folder), trust_remote_code=False)
     except EncoderError as error:
         raise ValueError(f"{folder}: {error}") from error
     if model.config.num_labels != num_labels:

@@ -28,6 +28,8 @@ from fused_balanced_loss.metrics import (
 # Grids of thresholds by name.
 GRIDS = {name: tuple(threshold_grid(name).tolist()) for name in ("paper", "full")}
 KS = (1, 3, 5)
+# Validation documents with a label from which it gets a threshold of its own; below, chance chooses it.
+LEAST_SUPPORT = 10
 # Thresholds that differ from label to label.
 REFINED = ("by_group", "by_label")
 
@@ -42,7 +44,8 @@ def score_validation(
 
     Returns:
         ``protocol``: :func:`_choice` by the grid; for probabilities ``own``, too, by the full grid, with
-        ``by_group`` and ``by_label``, the thresholds [C] that are best for each group of labels and for each label.
+        ``by_group`` and ``by_label``, the thresholds [C] that are best for each group of labels and for each label
+        of ``LEAST_SUPPORT`` documents and more; other labels take their group's.
     """
     grids = {"protocol": np.asarray(grid, np.float64)}
     if activation == "sigmoid":
@@ -53,8 +56,9 @@ def score_validation(
         f1.update(batch, targets)
     found = {name: _choice(f1, one) for name, one in grids.items()}
     if "own" in found:
-        refined = {"by_group": f1.best_by_group(), "by_label": f1.best_by_label()}
-        found["own"] |= {name: torch.from_numpy(thresholds) for name, thresholds in refined.items()}
+        by_group, (support, _, _) = f1.best_by_group(), f1.label_counts(every[0])
+        by_label = np.where(support >= LEAST_SUPPORT, f1.best_by_label(min_support=LEAST_SUPPORT), by_group)
+        found["own"] |= {"by_group": torch.from_numpy(by_group), "by_label": torch.from_numpy(by_label)}
     return found
 
 

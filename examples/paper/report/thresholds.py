@@ -3,6 +3,7 @@ the distance between the losses; and the figures that no threshold enters."""
 
 from collections.abc import Iterable
 
+from encoders.scoring import LEAST_SUPPORT
 from records import GROUPS, KINDS
 
 from report.groups import Figure, Figures, Group, Row, figure
@@ -40,7 +41,7 @@ def threshold_table(group: Group) -> Table | None:
     notes = [
         "The first two scores are at the protocol's threshold; own: at the one of the full grid that is best on "
         "validation, in the epoch that is best with it; by group, by label: with one for each of head, medium and "
-        "tail, or for each label, chosen on validation.",
+        f"tail, or for each label of {LEAST_SUPPORT} validation documents and more, chosen on validation.",
         "†: the threshold is at the edge of its grid in some run; beyond there may be a better one.",
         *([text] if (text := gap_in_words(group)) else []),
     ]
