@@ -71,15 +71,22 @@ class Classifier:
         folder = Path(folder)
         description = read_description(folder)
         try:
-            names, counts = description["label_names"], description["statistics"]
+            names, counts, body = description["label_names"], description["statistics"], description["body"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("label_names: expected a list of strings")
+            for key, value in (("statistics", counts), ("body", body)):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{key}: expected an object, got {value!r}")
             thresholds = np.atleast_1d(np.array(description["threshold"], np.float64))
             if thresholds.shape not in ((1,), (len(names),)):
                 raise ValueError(f"threshold: expected 1 or {len(names):,}, got {thresholds.size:,}")
+            if not ((thresholds >= 0) & (thresholds <= 1)).all():
+                raise ValueError(f"threshold: expected numbers in [0, 1], got {description['threshold']}")
             statistics = LabelStatistics(**counts, degenerate="ignore")
             if statistics.num_labels != len(names):
                 raise ValueError(f"statistics: expected {len(names):,} labels, got {statistics.num_labels:,}")
             spec, made_from = LossSpec(**description["loss"]), description["made_from"]
-            load, body = _loader(description["body"]["kind"]), description["body"]
+            load = _loader(body["kind"])
         except (KeyError, TypeError, ValueError) as error:
             raise ClassifierError(f"{folder / DESCRIPTION}: {error}") from error
         try:
@@ -200,7 +207,9 @@ def read_description(folder: Path) -> Json:
             raise ValueError(f"expected the format {FORMAT!r}")
         if description.get("version") != VERSION:
             raise ValueError(f"it is of version {description.get('version')!r}, this program reads {VERSION}")
-        files = dict(description["files"])
+        files = description["files"]
+        if not isinstance(files, dict) or not all(isinstance(size, int) for size in files.values()):
+            raise ValueError(f"files: expected the size of each, got {files!r}")
     except FileNotFoundError as error:
         raise ClassifierError(
             f"{path}: missing; expected the folder that a run with --save-models has left, whole"

@@ -29,6 +29,7 @@ require(
     "psutil",
     "pydantic",
     "rich",
+    "safetensors",
     "scipy",
     "sklearn",
     "tabulate",
