@@ -169,12 +169,12 @@ def sources() -> dict[str, str]:
         name = path.relative_to(ROOT / PACKAGE).as_posix()
         # Python may follow the link to the kernels here or not; they are added below.
         if name.split("/")[0] not in (*LEFT_OUT, "kernels"):
-            found[name] = _hub_text(name, path.read_text())
+            found[name] = _hub_text(name, path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "kernels").iterdir()):
         if path.suffix in CODE and path.name not in KERNELS_LEFT_OUT:
-            found[f"kernels/{path.name}"] = path.read_text()
-    # It moves up by one folder.
-    found["layers.py"] = (ROOT / LAYERS).read_text().replace("from ..", "from .")
+            found[f"kernels/{path.name}"] = path.read_text(encoding="utf-8")
+    # It stands one folder higher in the layout of the Hub.
+    found["layers.py"] = (ROOT / LAYERS).read_text(encoding="utf-8").replace("from ..", "from .")
     found["__init__.py"] += '\nfrom . import layers\n\n__all__ += ["layers"]\n'
     for name, text in found.items():
         if name.endswith(".py"):
@@ -189,7 +189,7 @@ def _hub_text(name: str, text: str) -> str:
     modules that are imported by name its name. Everything else is imported relatively already.
     """
     if name == "__init__.py":
-        # The submodules that it names.
+        # It names submodules that are left out.
         text = re.sub(rf'"?\b(?:{"|".join(LEFT_OUT)})\b"?, ', "", text)
     text, operators = re.subn(rf'"{PACKAGE}::(\w+)"', r'add_op_namespace_prefix("\1")', text)
     if operators:

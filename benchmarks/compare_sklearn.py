@@ -86,7 +86,7 @@ def make_data(
 
 
 def run_contestant(name: str, data: Path, threads: int, seed: int) -> dict[str, Any]:
-    """In a process of its own."""
+    """Trains and scores one contestant; runs in a process of its own."""
     import torch
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
@@ -145,7 +145,7 @@ def best_shift(decisions: np.ndarray, targets: sp.csr_array) -> float:
 
     metric = ThresholdedF1(targets.shape[1], np.arange(-120, 121) / 20, activation="none")
     metric.update(torch.from_numpy(decisions).float(), targets)
-    return metric.best()[0]
+    return metric.best().threshold
 
 
 def begin_peak() -> int:

@@ -27,7 +27,7 @@ _SECTIONS = {
     "classifier": "Classifier and loss",
     "in-place update": "Training step with the update in place",
     "prediction": "Prediction",
-    "metrics": "F1 at 21 thresholds",
+    "metrics": "Metrics",
     "first use": "First use",
     "device": "On the device",
 }

@@ -107,7 +107,7 @@ def compile_kernel(
     }
     constants = {name: None for name, dtype_ in pointers.items() if dtype_ is None} | {
         "SPEC": triton_plan.kernel_spec(spec),
-        "SLOPE_FACTOR": triton_terms.slope_factor(spec),
+        "SLOPE_FACTOR": triton_terms.slope_factor(spec) if rebalanced else 0.0,
         "WANT_VALUE": want_value,
         "WANT_GRADIENT": want_gradient,
         "UPSTREAM": upstream,

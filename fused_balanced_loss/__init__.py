@@ -24,7 +24,7 @@ from .spec import LossSpec
 from .targets import SparseTargets
 
 if TYPE_CHECKING:
-    # mypy would take them for anything.
+    # Without these imports mypy takes the attributes for Any.
     from . import integrations, label_parallel, metrics  # noqa: F401
 
 __version__ = "0.2.0"

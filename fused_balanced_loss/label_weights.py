@@ -29,18 +29,16 @@ class LabelWeights(NamedTuple):
     statistics: LabelStatistics | None
     cache: dict[Any, Any] | None
 
-    def factors(self) -> tuple[Tensor | None, Tensor | None]:
-        """weight and pos_weight, each float64 [C] or None; on the CPU where they are kept, else on their device."""
-        return self._factor(self.weight), self._factor(self.pos_weight)
+    def factors(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """weight and pos_weight, each float64 [C] or None, on ``device``; copies, for the caller may change tensors."""
+        return self._factor(self.weight, device), self._factor(self.pos_weight, device)
 
-    def _factor(self, value: Weight | None) -> Tensor | None:
+    def _factor(self, value: Weight | None, device: torch.device) -> Tensor | None:
         if value is None:
             return None
-        if isinstance(value, Tensor):
-            # Only where the result is kept may it wait for the device. It is a copy: the caller may change the tensor.
-            where = value.device if self.cache is None else torch.device("cpu")
-            exact = value.detach().to(where, torch.float64, copy=True)
-            # Kernels read no negative bit.
-            exact = exact if torch.compiler.is_compiling() else exact.resolve_neg()
-            return exact.expand(self.num_labels)
-        return torch.full((self.num_labels,), value, dtype=torch.float64, device="cpu")
+        if not isinstance(value, Tensor):
+            return torch.full((self.num_labels,), value, dtype=torch.float64, device=device)
+        exact = value.detach().to(device, torch.float64, copy=True)
+        # Kernels read no negative bit.
+        exact = exact if torch.compiler.is_compiling() else exact.resolve_neg()
+        return exact.expand(self.num_labels)

@@ -122,7 +122,7 @@ class DistributionBalancedLoss(BalancedLoss):
 
     def __init__(
         self,
-        statistics: LabelStatistics,
+        statistics: LabelStatistics | None,
         *,
         gamma: float = 2.0,
         alpha: float = 0.1,
@@ -161,7 +161,7 @@ class RebalancedFocalLoss(BalancedLoss):
 
     def __init__(
         self,
-        statistics: LabelStatistics,
+        statistics: LabelStatistics | None,
         *,
         gamma: float = 2.0,
         alpha: float = 0.1,
@@ -197,7 +197,7 @@ class ClassBalancedFocalLoss(BalancedLoss):
 
     def __init__(
         self,
-        statistics: LabelStatistics,
+        statistics: LabelStatistics | None,
         *,
         gamma: float = 2.0,
         beta_cb: float = 0.9,
@@ -230,7 +230,7 @@ class NegativeTolerantFocalLoss(BalancedLoss):
 
     def __init__(
         self,
-        statistics: LabelStatistics,
+        statistics: LabelStatistics | None,
         *,
         gamma: float = 2.0,
         kappa: float = 0.05,
@@ -265,7 +265,7 @@ class ClassBalancedNTRLoss(BalancedLoss):
 
     def __init__(
         self,
-        statistics: LabelStatistics,
+        statistics: LabelStatistics | None,
         *,
         gamma: float = 2.0,
         beta_cb: float = 0.9,

@@ -73,8 +73,12 @@ class StatisticsModule(nn.Module):
             self.register_buffer(name, value)
         self._remember(statistics)
 
-    def keep_label_weights(self, num_labels: int | None, **weights: Weight | None) -> None:
+    def keep_label_weights(
+        self, num_labels: int | None, device: torch.device | None = None, **weights: Weight | None
+    ) -> None:
         """Registers the caller's weights of the labels: tensors as buffers, which are copies, and numbers as they are.
+
+        device: of the buffers; None leaves them where the tensors are.
 
         Raises:
             TypeError, ValueError: for weights that are no weights of ``num_labels`` labels, where that is known.
@@ -87,7 +91,7 @@ class StatisticsModule(nn.Module):
             elif value is not None:
                 check_weight(name, value)
             if isinstance(value, Tensor):
-                self.register_buffer(name, value.detach().clone())
+                self.register_buffer(name, value.detach().to(device, copy=True))
             else:
                 # A buffer that is None would take a search at each call.
                 setattr(self, name, None if value is None else float(value))

@@ -95,13 +95,15 @@ class SparseTargets:
     def from_padded(cls, ids: Tensor, num_labels: int, *, padding: int = -1) -> SparseTargets:
         """From each sample's label ids in a tensor [N, K], ascending, on its device; ``padding`` is no label.
 
-        ``SparseTargetsCollator(num_labels, pad_to=K)`` makes such tensors.
+        Waits for the device. ``SparseTargetsCollator(num_labels, pad_to=K)`` makes such tensors.
 
         Raises:
             TypeError, ValueError: for anything else, and for ids out of range, repeated or out of order.
         """
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise TypeError(f"ids: expected an integer tensor [N, K], got {describe(ids)}")
+        if isinstance(padding, bool) or not isinstance(padding, int) or 0 <= padding < num_labels:
+            raise ValueError(f"padding: expected an integer outside [0, {num_labels}), got {padding!r}")
         present = ids != padding
         return cls(row_offsets(present.sum(1)), ids[present].to(torch.int64), num_labels)
 

@@ -149,7 +149,7 @@ static inline void balanced_element(V z, V bias, V inverse_frequency, V label_we
     }
     if (REBALANCED || LABEL_WEIGHT) modulation = modulation * weight;
     loss = modulation * nll;
-    // There the weight may be 0.
+    // Where the weight is steep it may be 0, and 0 * infinity would be NaN.
     if (REBALANCED && s.steep) loss = nll > std::numeric_limits<Number>::max() ? nll : loss;
     gradient = modulation * slope * row.gradient_factor;
     if (MIXED) {
@@ -176,7 +176,7 @@ static inline void soft_element(V z, V bias, V inverse_frequency, V target, V po
     loss = loss + (negative_share == 0 ? V{} : by_negative * negative.nll);
     if (REBALANCED) {
         V weighted = loss * weight;
-        // There the weight may be 0.
+        // Where the weight is steep it may be 0, and 0 * infinity would be NaN.
         loss = s.steep ? (loss > std::numeric_limits<Number>::max() ? loss : weighted) : weighted;
     }
     // Slopes are finite.

@@ -150,7 +150,8 @@ def balanced_element(
 ):
     """Loss and d loss / d logit of each element; the loss in units of negative_factor / lam, times log(2) unless EXACT.
 
-    z: logits, float32 or float64; -inf where there is no element: value and slope are then 0.
+    z: logits, float32 or float64; -inf where there is no element: value and slope are then 0. With label smoothing 0,
+        and the caller leaves the value out.
     y: whether the element is a label; None: none is; True: all are.
     shift: ``load_shift`` of the biases.
     weight_slope: 1 / (sum of 1/n over the row's labels), times -1 where the weight is steep, else -beta * log2(e).

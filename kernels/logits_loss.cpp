@@ -165,7 +165,7 @@ static double block(const Call& call, const Spec& spec, const Settings& s, int64
                                     positive, odd);
         many = count > most;
         if (count) shares = shares_of_row(call.targets, call.targets_stride, k, call.targets_format);
-        // They are read with the logits.
+        // The soft form reads these targets again, with the logits.
         if (many) positive.clear(), odd.clear();
         found = {positive.data(), positive.data() + positive.size(), true};
     } else {

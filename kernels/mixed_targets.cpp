@@ -1,5 +1,5 @@
 // timm's asymmetric and Poly-1 losses of targets between 0 and 1, and their gradient, on the CPU. What they compute stands
-// in fused_balanced_loss/integrations/mixed_targets.py.
+// in fused_balanced_loss/integrations/timm/mixed_targets.py.
 //
 // Built once for each value of LOGITS (vector_math.h). All else is known only when the kernel runs.
 
@@ -63,7 +63,7 @@ static inline void mixed_element(V z, V y, V pos_weight, V weight, const Setting
         I far = against > (Number)0.5;
         V m, k = halvings(kept, m);
         nll_negative = (far ? k * (Number)LN2 : V{}) + minus_log1p(far ? m : against);
-        // A NaN is not dead.
+        // A comparison with NaN is false, so a NaN stays live.
         live = against <= 0 ? V{} : no;
         slope_negative = live * both / kept;
     } else {

@@ -26,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {options.file}: cannot be written: {error.strerror or error}", file=sys.stderr)
         return 1
-    print(f"wrote {options.file}: the next commands are\n  run_corpus.py {options.file} --no-header --quoting none")
+    print(f"wrote {options.file}: the next commands are")
+    print(f"  python examples/paper/run_corpus.py {options.file} --no-header --quoting none")
     name = options.file.name.split(".")[0]
-    print(f"  predict.py runs/{name}/best_model NEW-TEXTS")
+    print(f"  python examples/paper/predict.py runs/{name}/best_model NEW-TEXTS --no-header --quoting none")
     return 0
 
 

@@ -62,27 +62,27 @@ def label_constants(
         return LabelConstants(None, None, None)
     cache = constants_cache(statistics, label_weights)
     if cache is None:
-        return _make_label_constants(statistics, spec, dtype, device, label_weights)
+        # Only what the weights change is made anew, and on the device.
+        assert label_weights is not None
+        return _cast(_weighed(label_constants(statistics, spec, dtype, device), label_weights, device), dtype, device)
     key = constants_key(spec, dtype, device)
     constants: LabelConstants | None = cache.get(key)
     if constants is None:
         # An inference tensor could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
-            constants = _make_label_constants(statistics, spec, dtype, device, label_weights)
+            constants = _of_statistics(statistics, spec)
+            if label_weights is not None:
+                constants = _weighed(constants, label_weights, torch.device("cpu"))
+            constants = _cast(constants, dtype, device)
         # Tracing and fake modes make tensors without memory, which later calls must not find.
         if not torch.compiler.is_compiling() and all(part is None or type(part) is Tensor for part in constants):
             keep(cache, key, constants, MOST_KEPT)
     return constants
 
 
-def _make_label_constants(
-    statistics: LabelStatistics | None,
-    spec: LossSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    label_weights: LabelWeights | None,
-) -> LabelConstants:
-    bias = inverse_frequency = weight = positive_weight = None
+def _of_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> LabelConstants:
+    """The constants without the caller's weights, float64 on the CPU."""
+    bias = inverse_frequency = weight = None
     if statistics is not None:
         if spec.kappa:
             bias = statistics.ntr_bias(spec.kappa)
@@ -90,19 +90,24 @@ def _make_label_constants(
             inverse_frequency = statistics.inverse_frequency
         elif spec.weighting != "none" and spec.pooling == "label":
             weight = _weight_at(statistics.clamped_counts, statistics, spec)
-    if label_weights is not None:
-        factor, pos_weight = label_weights.factors()
-        weight = _product(weight, factor)
-        positive_weight = None if pos_weight is None else _product(weight, pos_weight)
-    parts = bias, inverse_frequency, weight, positive_weight
-    # Each constant is rounded once.
-    return LabelConstants(*(None if part is None else part.to(device, dtype).contiguous() for part in parts))
+    return LabelConstants(bias, inverse_frequency, weight)
+
+
+def _weighed(constants: LabelConstants, label_weights: LabelWeights, device: torch.device) -> LabelConstants:
+    factor, pos_weight = label_weights.factors(device)
+    weight = _product(constants.weight, factor)
+    positive_weight = None if pos_weight is None else _product(weight, pos_weight)
+    return constants._replace(weight=weight, positive_weight=positive_weight)
 
 
 def _product(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
-    return one.to(other.device) * other
+    return one.double() * other
+
+
+def _cast(constants: LabelConstants, dtype: torch.dtype, device: torch.device) -> LabelConstants:
+    return LabelConstants(*(None if part is None else part.to(device, dtype).contiguous() for part in constants))
 
 
 def _weight_at(counts: Tensor, statistics: LabelStatistics, spec: LossSpec) -> Tensor:

@@ -59,9 +59,9 @@ def loss(problem: Problem) -> Tensor:
     weight = _weight(spec, row_weight, y, n)
     pos_weight = None
     if problem.label_weights is not None:
-        label_weight, pos_weight = (_savable(part) for part in problem.label_weights.factors())
-        weight = weight if label_weight is None else weight * label_weight.to(z.device)
-    positive_share = share if pos_weight is None else share * pos_weight.to(z.device)
+        label_weight, pos_weight = (_savable(part) for part in problem.label_weights.factors(z.device))
+        weight = weight if label_weight is None else weight * label_weight
+    positive_share = share if pos_weight is None else share * pos_weight
     result = (weight * positive_share).to(z.dtype) * positive + (weight * (1 - share)).to(z.dtype) * negative
 
     wrong = (z == -math.inf) & (share > 0)

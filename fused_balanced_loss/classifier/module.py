@@ -91,7 +91,8 @@ class LinearBalancedLoss(StatisticsModule):
         self.weight = nn.Parameter(torch.empty(rows, num_features, device=device, dtype=dtype))
         self.register_parameter("bias", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
-        self.keep_label_weights(rows, class_weight=class_weight, pos_weight=pos_weight)
+        place = None if self.weight.device.type == "meta" else self.weight.device
+        self.keep_label_weights(rows, place, class_weight=class_weight, pos_weight=pos_weight)
         self.keep_statistics(statistics)
         self.update = update
         self.register_load_state_dict_pre_hook(ignore_update_state)
@@ -127,13 +128,14 @@ class LinearBalancedLoss(StatisticsModule):
             linear.in_features,
             num_labels=linear.out_features,
             bias=linear.bias is not None,
-            class_weight=class_weight,
-            pos_weight=pos_weight,
             reduction=reduction,
             chunk_size=chunk_size,
             impl=impl,
             gradient=gradient,
             device="meta",
+        )
+        module.keep_label_weights(
+            linear.out_features, linear.weight.device, class_weight=class_weight, pos_weight=pos_weight
         )
         # Share the tensors, so that other holders see the trained values.
         module.register_parameter("weight", linear.weight)  # type: ignore[arg-type]

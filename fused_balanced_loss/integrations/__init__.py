@@ -6,7 +6,7 @@
 import importlib
 from types import ModuleType
 
-_MODULES = ("fused_head", "sklearn", "transformers", "update_callback")
+_MODULES = ("fused_head", "sklearn", "timm", "transformers", "update_callback")
 
 
 def __getattr__(name: str) -> ModuleType:

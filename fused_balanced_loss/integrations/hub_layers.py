@@ -33,7 +33,7 @@ class BalancedLoss(nn.Module):
 
 
 class BCEWithLogitsLoss(nn.Module):
-    """Replaces the ``forward`` of :class:`torch.nn.BCEWithLogitsLoss`, with the same result."""
+    """Replaces the ``forward`` of :class:`torch.nn.BCEWithLogitsLoss`, with the same result for targets in [0, 1]."""
 
     has_backward: bool = True
     can_torch_compile: bool = True
@@ -48,7 +48,7 @@ class BCEWithLogitsLoss(nn.Module):
         What the fused loss does not have, weights for each element and inputs without labels, takes PyTorch's operator.
         """
         weights = [weight for weight in (self.weight, self.pos_weight) if weight is not None]
-        if not input.dim() or not input.numel() or any(list(w.shape) != [input.shape[-1]] for w in weights):
+        if input.dim() < 2 or not input.numel() or any(list(w.shape) != [input.shape[-1]] for w in weights):
             return nn.functional.binary_cross_entropy_with_logits(
                 input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
             )

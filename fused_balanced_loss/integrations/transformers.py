@@ -157,10 +157,15 @@ def compute_loss_func(loss: Callable[[Tensor, Any], Tensor]) -> Callable[..., Te
     if getattr(loss, "reduction", "mean") != "mean":
         raise ValueError(f"loss: expected reduction 'mean', got {loss.reduction!r}")  # type: ignore[attr-defined]
 
+    # By factor: a new one would look at the values of its buffers, and wait for their device.
+    used_by_factor: dict[float, Callable[[Tensor, Any], Tensor]] = {0.0: loss}
+
     def compute(outputs: Any, labels: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = model_logits(outputs)
         factor = label_smoothing_factor()
-        used = smoothed_loss(loss, factor) if factor else loss
+        if factor not in used_by_factor:
+            used_by_factor[factor] = smoothed_loss(loss, factor)
+        used = used_by_factor[factor]
         return step_loss(used, logits, labels, logits.shape[-1], num_items_in_batch)
 
     return compute
@@ -195,9 +200,7 @@ def smoothed_loss(loss: Callable[[Tensor, Any], Tensor], factor: float) -> Calla
 
 def smoothed_spec(spec: LossSpec, factor: float) -> LossSpec:
     """The spec with Trainer's ``label_smoothing_factor``; raises ValueError where it has another."""
-    own = getattr(spec, "label_smoothing", None)
-    if own is None:
-        raise ValueError(f"label_smoothing_factor: expected 0, as LossSpec has no label smoothing, got {factor}")
+    own = spec.label_smoothing
     if own not in (0.0, factor):
         raise ValueError(f"label_smoothing_factor: expected 0 or {own}, as in the loss's spec, got {factor}")
     return spec.replace(label_smoothing=factor)

@@ -53,10 +53,10 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
     ``backend_override`` options with another).
 
     Args:
-        spec, statistics, num_features, num_labels, bias, class_weight, pos_weight, reduction: see below.
-        chunk_size, impl, gradient, update, dtype: like all before, as for :class:`LinearBalancedLoss`; the same on all
-            ranks. Initial values do not depend on the number of ranks: they are a function of the first rank's default
-            generator.
+        spec, statistics, num_features, num_labels, bias, reduction, chunk_size, impl, gradient, update, dtype: as for
+            :class:`LinearBalancedLoss`; the same on all ranks. Initial values do not depend on the number of ranks:
+            they are a function of the first rank's default generator.
+        class_weight, pos_weight: as for :class:`LinearBalancedLoss`, of all C labels; the same on all ranks.
         mesh: a one-dimensional DeviceMesh, or a process group.
         data_mesh: a one-dimensional DeviceMesh, or a process group, of ranks that hold the same labels and have
             batches of their own.
@@ -96,8 +96,6 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 num_features,
                 num_labels=num_labels,
                 bias=bias,
-                class_weight=class_weight,
-                pos_weight=pos_weight,
                 reduction=reduction,
                 chunk_size=chunk_size,
                 impl=impl,
@@ -105,6 +103,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
                 device="meta",
                 dtype=dtype,
             )
+            self.keep_label_weights(len(self.weight), device, class_weight=class_weight, pos_weight=pos_weight)
         if update is not None and not isinstance(update, ClassifierUpdate):
             raise TypeError(f"update: expected a ClassifierUpdate, got {type(update).__name__}")
         if update is not None and impl == "reference":

@@ -29,6 +29,8 @@ def label_propensities(statistics: LabelStatistics, a: float = 0.55, b: float = 
     for name, value in (("a", a), ("b", b)):
         if value <= 0:
             raise ValueError(f"{name}: expected a number > 0, got {value}")
+    if not isinstance(statistics, LabelStatistics):
+        raise TypeError(f"statistics: expected LabelStatistics, got {type(statistics).__name__}")
     if statistics.num_samples < 3:
         raise ValueError(f"statistics: expected at least 3 samples, got {statistics.num_samples}")
     c = (np.log(statistics.num_samples) - 1) * (b + 1) ** a

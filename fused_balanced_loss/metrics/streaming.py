@@ -30,7 +30,7 @@ class StreamingMetric:
     """
 
     num_samples: int
-    # By name, on the device of the last batch.
+    # The sums by name; they lie on the device of the last batch.
     _sums: dict[str, Tensor]
 
     def _settings(self) -> dict[str, Any]:

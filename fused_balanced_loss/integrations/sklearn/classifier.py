@@ -17,7 +17,7 @@ from .fitted import FittedClassifier
 from .network import Network, Optimizer
 from .parameters import check_parameters, chosen_device
 from .targets import Labels, read_targets, tells_labels
-from .training import Samples, check_classes, loss_spec, split, steps_size, train, train_epoch
+from .training import Samples, check_classes, loss_spec, split, resolved_batch_size, train, train_epoch
 
 
 class BalancedClassifier(FittedClassifier):
@@ -177,7 +177,7 @@ class BalancedClassifier(FittedClassifier):
         rows, _ = split(samples, 0.0, self._random, at_least=1)
         self._count(samples.targets[rows], go_on)
         self._begin(samples, labels, go_on, self._random)
-        size = steps_size(self.batch_size, len(rows))
+        size = resolved_batch_size(self.batch_size, len(rows))
         loss = train_epoch(self._network, samples, self._random.permutation(rows), size)
         self.loss_curve_ = [*(self.loss_curve_ if go_on else []), loss]
         self.n_iter_ = len(self.loss_curve_)

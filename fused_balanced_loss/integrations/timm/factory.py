@@ -143,7 +143,7 @@ def _zeros_and_ones(targets: Tensor) -> Tensor:
                 "soft_targets=True"
             )
         return label
-    # Looking would stall the device. The kernels make a NaN of a 2.
+    # A check would wait for the device; a target of 2 makes the loss NaN.
     return label.to(torch.uint8) + 2 * (~label & (targets != 0)).to(torch.uint8)
 
 
