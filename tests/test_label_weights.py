@@ -209,7 +209,9 @@ def test_a_weight_is_converted_once(monkeypatch):
     logits, targets, _, weight, _, statistics = drawn()
     looks = []
     check = weight_arguments.check_weight
-    monkeypatch.setattr(weight_arguments, "check_weight", lambda *given: (looks.append(given), check(*given)))
+    monkeypatch.setattr(
+        weight_arguments, "check_weight", lambda *given, **more: (looks.append(given), check(*given, **more))
+    )
     first = balanced_loss(logits, targets, DB, statistics, weight=weight)
     assert balanced_loss(logits, targets, DB, statistics, weight=weight) == first and len(looks) == 1
     weight.mul_(2)

@@ -17,7 +17,7 @@ from .fitted import FittedClassifier
 from .network import Network, Optimizer
 from .parameters import check_parameters, chosen_device
 from .targets import Labels, read_targets, tells_labels
-from .training import Samples, check_classes, loss_spec, split, resolved_batch_size, train, train_epoch
+from .training import Samples, check_classes, loss_spec, resolved_batch_size, split, train, train_epoch
 
 
 class BalancedClassifier(FittedClassifier):
