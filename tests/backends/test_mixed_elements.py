@@ -18,7 +18,7 @@ from fused_balanced_loss.backends.select import select
 
 pytestmark = pytest.mark.slow
 
-DB = LossSpec.preset("DB")
+DB = LossSpec.preset("DB", corpus="reuters")
 WIDTH = 601  # Two tiles and a part, rows at every offset to 16 bytes.
 SPECS = {
     "DB": DB,

@@ -1,6 +1,7 @@
 """The contestants of benchmarks/test_factory.py do the same work."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,17 @@ from timm_losses import timm_module
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
+@pytest.fixture
+def own_records():
+    """Another test of this process may have imported the examples' module ``records``, or may do so later."""
+    before = sys.modules.pop("records", None)
+    yield
+    sys.modules.pop("records", None)
+    if before is not None:
+        sys.modules["records"] = before
+
+
+@pytest.mark.usefixtures("own_records")
 @pytest.mark.parametrize("variant", ["0 and 1", "smoothed", "soft"])
 @pytest.mark.parametrize("loss", ["bce", "asl", "poly", "db"])
 def test_contestants_agree(loss, variant, monkeypatch, pytestconfig):

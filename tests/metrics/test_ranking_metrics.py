@@ -180,7 +180,7 @@ WITHOUT = LabelStatistics.from_counts([1, 1], 2)
     ("call", "message"),
     [
         (lambda: RankingMetrics(0), "num_labels: expected an integer >= 1, got 0"),
-        (lambda: RankingMetrics(4), r"ks: expected different integers in \[1, 4\], got \[1, 3, 5\]"),
+        (lambda: RankingMetrics(4, (1, 3, 5)), r"ks: expected different integers in \[1, 4\], got \[1, 3, 5\]"),
         (lambda: RankingMetrics(4, []), r"ks: .* got \[\]"),
         (lambda: RankingMetrics(4, [1, 1]), r"ks: .* got \[1, 1\]"),
         (lambda: RankingMetrics(4, [0]), "ks: expected an integer >= 1, got 0"),
