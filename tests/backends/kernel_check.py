@@ -69,7 +69,7 @@ def by_operators(call, dtype):
         w = statistics.class_balanced_weight(spec.beta_cb).to(dtype)
     if call.row_weight is not None:
         w = w * call.row_weight[:, None].to(dtype)
-    factors = (None, None) if call.label_weights is None else call.label_weights.factors()
+    factors = (None, None) if call.label_weights is None else call.label_weights.factors(call.logits.device)
     weight, pos_weight = (torch.ones((), dtype=dtype) if one is None else one.to(dtype) for one in factors)
     d = z - spec.kappa * torch.log(statistics.num_samples / n - 1)
     positive = spec.positive_factor * pos_weight * _part(-d, spec.gammas[0], 0.0, spec.poly_epsilon)
