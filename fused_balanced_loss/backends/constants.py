@@ -43,7 +43,7 @@ def resolved(spec: LossSpec, statistics: LabelStatistics | None) -> LossSpec:
         return spec
     assert statistics is not None and statistics.mu is not None
     kept: LossSpec | None = statistics.cache.get(spec)
-    if kept is None or kept.mu != statistics.mu:
+    if kept is None:
         kept = spec.replace(mu=statistics.mu)
         if not torch.compiler.is_compiling():
             keep(statistics.cache, spec, kept, MOST_KEPT)

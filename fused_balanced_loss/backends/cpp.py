@@ -20,7 +20,7 @@ from .problem import Problem, compute_dtype, gradient_like
 scale_gradient = EAGER.scale_gradient
 
 # The macro LOGITS of kernels/vector_math.h.
-_LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116, torch.float64: 64}
+LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116, torch.float64: 64}
 # TargetFormat of kernels/row_labels.h.
 _TARGETS = {
     **{torch.bool: 1, torch.uint8: 1, torch.int8: 1, torch.uint16: 2, torch.int16: 2, torch.uint32: 4, torch.int32: 4},
@@ -196,7 +196,7 @@ def _macros(spec: LossSpec) -> Macros:
 @functools.cache
 def _kernel(macros: Macros, dtype: torch.dtype, has_bias: bool, rebalanced: bool, has_weight: bool) -> _Kernel:
     present = (("BIAS", int(has_bias)), ("REBALANCED", int(rebalanced)), ("LABEL_WEIGHT", int(has_weight)))
-    variant = (("LOGITS", _LOGITS[dtype]), *macros, *present)
+    variant = (("LOGITS", LOGITS[dtype]), *macros, *present)
     # Only this warns where the kernel cannot be had, and once in a process.
     available("logits_loss", variant)
     kernel = library("logits_loss", variant).logits_loss

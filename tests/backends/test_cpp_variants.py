@@ -106,7 +106,7 @@ def test_compiles_for_avx512(dtype, tmp_path):
     if "x86-64-v4" not in subprocess.run([cpp_build._compiler()[0], "-Q", "--help=target"], **quietly()).stdout:
         pytest.skip("the compiler does not know x86-64-v4")
     source = Path(cpp_build.__file__).parents[1] / "kernels" / "logits_loss.cpp"
-    macros = {"LOGITS": cpp._LOGITS[dtype], "GAMMA": -1}
+    macros = {"LOGITS": cpp.LOGITS[dtype], "GAMMA": -1}
     macros |= dict.fromkeys(("MARGIN", "POLY", "BIAS", "REBALANCED", "LABEL_WEIGHT"), 1)
     defines = [f"-D{name}={value}" for name, value in macros.items()]
     command = [cpp_build._compiler()[0], "-std=c++17", "-O3", "-march=x86-64-v4", *defines, "-c", str(source)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...arguments import Reduction, from_numpy_or_scipy, not_ignored
+from ...backends import device as devices
 from ...label_statistics import LabelStatistics
 from ...label_weights import Weight
 from ...modules import BalancedLoss
@@ -136,7 +137,7 @@ class MultiLabelLoss(BalancedLoss):
 def _zeros_and_ones(targets: Tensor) -> Tensor:
     """Targets of 0 and 1 as integers, whose loss is one part and not two."""
     label = targets == 1
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+    if devices.kind(targets.device) == "cpu" and not torch.compiler.is_compiling():
         if torch.count_nonzero(targets) != torch.count_nonzero(label):
             raise ValueError(
                 "targets: expected 0 and 1, got other numbers; for targets of mixup or distillation make the loss with "

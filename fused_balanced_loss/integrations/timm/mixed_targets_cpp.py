@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...backends import device
+from ...backends.cpp import LOGITS
 from ...backends.cpp_build import available, library, num_threads
 from ...backends.problem import compute_dtype
 from ...label_weights import Weight
 from ...spec import LossSpec
 
 _NAME = "mixed_targets"
-# The macro LOGITS of kernels/vector_math.h.
-_LOGITS = {torch.float32: 32, torch.bfloat16: 16, torch.float16: 116, torch.float64: 64}
 # The members of ``Call`` in kernels/mixed_targets.cpp.
 _CALL = struct.Struct("@13Q7d")
 
 
 def can_take(logits: Tensor) -> bool:
     """Whether the kernel takes these logits; it is built at the first question."""
-    if logits.device.type != "cpu" or type(logits) not in (Tensor, torch.nn.Parameter):
+    if device.kind(logits.device) != "cpu" or type(logits) not in (Tensor, torch.nn.Parameter):
         return False
-    return available(_NAME, (("LOGITS", _LOGITS[logits.dtype]),))
+    return available(_NAME, (("LOGITS", LOGITS[logits.dtype]),))
 
 
 def value_and_gradient(
@@ -79,7 +79,7 @@ def _of_labels(weight: Weight | None, num_labels: int, dtype: torch.dtype) -> Te
 
 @functools.cache
 def _kernel(dtype: torch.dtype) -> Callable[[bytes], Any]:
-    kernel = library(_NAME, (("LOGITS", _LOGITS[dtype]),)).mixed_targets
+    kernel = library(_NAME, (("LOGITS", LOGITS[dtype]),)).mixed_targets
     kernel.argtypes = [ctypes.c_char_p]
     kernel.restype = None
     return kernel
