@@ -8,6 +8,7 @@
 // for all vectors. In a row with targets between 0 and 1 the soft form takes the place of the general form: both parts
 // of the loss. Label smoothing, and a row with many such targets, take it for all vectors.
 
+#include "column_blocks.h"
 #include "flush_denormals.h"
 #include "row_elements.h"
 #include "row_labels.h"
@@ -223,22 +224,16 @@ extern "C" void logits_loss(const Call* pointer, const Spec* spec_pointer) {
                      (Number)(1 - spec.label_smoothing),
                      (Number)(spec.label_smoothing / 2),
                      spec.beta * spec.mu > STEEP};
-    // Few rows are cut into blocks of columns, so that every thread has some.
-    int64_t threads = call.threads, blocks = 1, width = call.columns;
-    if (threads > 1 && call.rows < 4 * threads && call.rows && width) {
-        blocks = (4 * threads + call.rows - 1) / call.rows;
-        width = ((width + blocks - 1) / blocks + W - 1) / W * W;
-        blocks = (call.columns + width - 1) / width;
-    }
-    std::vector<double> part(call.rows * blocks);
+    const int64_t threads = call.threads;
+    const ColumnBlocks blocks(call.rows, call.columns, threads);
+    std::vector<double> part(call.rows * blocks.count);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         FlushDenormals flush;
         std::vector<int64_t> positive, odd;
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < call.rows * blocks; ++task) {
-            int64_t first = task % blocks * width, last = first + width < call.columns ? first + width : call.columns;
-            part[task] = block(call, spec, s, task / blocks, first, last, positive, odd);
+        for (int64_t task = 0; task < call.rows * blocks.count; ++task) {
+            part[task] = block(call, spec, s, task / blocks.count, blocks.first(task), blocks.last(task), positive, odd);
         }
     }
     if (call.loss) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "column_blocks.h"
 #include "flush_denormals.h"
 #include "vector_math.h"
 
@@ -109,9 +110,7 @@ static double block(const Call& call, const Settings& s, int64_t k, int64_t firs
             for (int lane = 0; lane < count; ++lane) total[lane] += loss[lane];
         }
     }
-    double sum = 0;
-    for (int lane = 0; lane < W; ++lane) sum += total[lane];
-    return sum;
+    return sum_of(total);
 }
 
 extern "C" void mixed_targets(const Call* pointer) {
@@ -125,21 +124,15 @@ extern "C" void mixed_targets(const Call* pointer) {
                      (Number)call.negative_factor,
                      call.gamma != 0 || call.gamma_negative != 0,
                      call.positive_factor != 1 || call.negative_factor != 1};
-    // Few rows are cut into blocks of columns, so that every thread has some.
-    int64_t threads = call.threads, blocks = 1, width = call.columns;
-    if (threads > 1 && call.rows < 4 * threads && call.rows && width) {
-        blocks = (4 * threads + call.rows - 1) / call.rows;
-        width = ((width + blocks - 1) / blocks + W - 1) / W * W;
-        blocks = (call.columns + width - 1) / width;
-    }
-    std::vector<double> part(call.rows * blocks);
+    const int64_t threads = call.threads;
+    const ColumnBlocks blocks(call.rows, call.columns, threads);
+    std::vector<double> part(call.rows * blocks.count);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         FlushDenormals flush;
 #pragma omp for schedule(static)
-        for (int64_t task = 0; task < call.rows * blocks; ++task) {
-            int64_t first = task % blocks * width, last = first + width < call.columns ? first + width : call.columns;
-            part[task] = block(call, s, task / blocks, first, last);
+        for (int64_t task = 0; task < call.rows * blocks.count; ++task) {
+            part[task] = block(call, s, task / blocks.count, blocks.first(task), blocks.last(task));
         }
     }
     double total = 0;
