@@ -155,23 +155,25 @@ class Batch(NamedTuple):
         """How many elements the mask keeps, at least 1; None without a mask."""
         return None if self.label_mask is None else self.label_mask.sum().clamp(min=1)
 
-    def check_targets(self) -> None:
-        """Raises ValueError, naming the place, for an invalid id, or a target outside [0, 1] that is not masked."""
-        if isinstance(self.targets, SparseTargets):
-            self.targets.check()
-        else:
-            check_shares(self.targets, self.label_mask)
 
-    def check_targets_of(self, loss: Tensor) -> None:
-        """As ``check_targets``, where an invalid target may have made the loss NaN; on a CPU, where looking is cheap.
+def check_targets(targets: Tensor | SparseTargets, label_mask: Tensor | None) -> None:
+    """Raises ValueError, naming the place, for an invalid id, or a target outside [0, 1] that is not masked."""
+    if isinstance(targets, SparseTargets):
+        targets.check()
+    else:
+        check_shares(targets, label_mask)
 
-        To look at the targets only then costs a good call nothing.
-        """
-        # A loss of another type, such as a FakeTensor, may have no number to look at.
-        if torch.compiler.is_compiling() or type(loss) is not Tensor or devices.kind(loss.device) != "cpu":
-            return
-        if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
-            self.check_targets()
+
+def check_targets_of(loss: Tensor, targets: Tensor | SparseTargets, label_mask: Tensor | None) -> None:
+    """As ``check_targets``, where an invalid target may have made the loss NaN; on a CPU, where looking is cheap.
+
+    To look at the targets only then costs a good call nothing.
+    """
+    # A loss of another type, such as a FakeTensor, may have no number to look at.
+    if torch.compiler.is_compiling() or type(loss) is not Tensor or devices.kind(loss.device) != "cpu":
+        return
+    if bool(torch.isnan(loss).any()) if loss.dim() else math.isnan(loss.item()):
+        check_targets(targets, label_mask)
 
 
 def flat_batch(

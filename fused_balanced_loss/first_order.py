@@ -23,7 +23,8 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
             if torch.is_grad_enabled():
                 raise RuntimeError("create_graph: expected False, as the balanced losses have no second derivative")
             # A tensor of zeros may have no memory either.
-            upstream = upstream.clone() if upstream._is_zerotensor() else upstream.resolve_neg()
+            if upstream.is_neg() or upstream._is_zerotensor():
+                upstream = upstream.clone().resolve_neg()
         return backward(ctx, upstream)
 
     return run

@@ -142,9 +142,8 @@ class StatisticsModule(nn.Module):
             return False
         (counts, num_samples, mu_bits), marks = self._seen
         own = self._buffers
-        if own["counts"] is not counts or own["num_samples"] is not num_samples or own["mu_bits"] is not mu_bits:
-            return False
-        return marks == _marks(counts, num_samples, mu_bits)
+        same = own["counts"] is counts and own["num_samples"] is num_samples and own["mu_bits"] is mu_bits
+        return same and marks == _marks(counts, num_samples, mu_bits)
 
     def _write(self, statistics: LabelStatistics) -> None:
         """Writes the buffers in place, so that whoever shares them sees the change."""

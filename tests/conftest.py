@@ -11,6 +11,8 @@ if not torch.cuda.is_available():
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
+from fused_balanced_loss import kept_calls
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -48,6 +50,12 @@ def poisoned_memory(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """Each test decides anew what is kept of a call, because some change what the decision depends on."""
+    kept_calls.forget()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ LEVELS = (
     "label_statistics collate",
     "label_weights class_weights metrics",
     "backends",
-    "arguments weight_arguments optim",
+    "arguments weight_arguments kept_calls optim",
     "functional statistics_module",
     "modules classifier",
     "label_parallel integrations",

@@ -143,6 +143,9 @@ class ClosedForm:
     def __init__(self, run: Callable[..., tuple[Tensor | None, Tensor | None]]) -> None:
         self._run = run
 
+    def plan(self, problem: Problem) -> None:
+        """Nothing: operators decide at each call."""
+
     def prepare(self, problem: Problem) -> Problem:
         """The problem as it is. Raises ValueError on the CPU for label ids that indexing could not take."""
         targets = problem.targets

@@ -15,6 +15,8 @@ from . import device
 from .kept import keep
 from .problem import LabelConstants
 
+# Those of a loss without statistics and weights.
+NO_CONSTANTS = LabelConstants(None, None, None)
 # Specs, dtypes and devices for which one LabelStatistics keeps something: a training loop uses one or two.
 MOST_KEPT = 12
 # Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
@@ -59,7 +61,7 @@ def label_constants(
 ) -> LabelConstants:
     """Constants of the labels; kept with the statistics, or the caller's weights, for the next call."""
     if label_weights is None and (statistics is None or not spec.needs_statistics):
-        return LabelConstants(None, None, None)
+        return NO_CONSTANTS
     cache = constants_cache(statistics, label_weights)
     if cache is None:
         # Only what the weights change is made anew, and on the device.

@@ -15,7 +15,7 @@ from ..spec import LossSpec
 from . import device
 from .closed_form import EAGER
 from .cpp_build import KernelBuildError, Macros, available, library, num_threads
-from .problem import Problem, compute_dtype, gradient_like
+from .problem import Problem, gradient_like
 
 scale_gradient = EAGER.scale_gradient
 
@@ -48,6 +48,11 @@ def unavailable(problem: Problem) -> str | None:
     return None
 
 
+def plan(problem: Problem) -> tuple[_Kernel, bytes]:
+    """The kernel for problems of this kind, and its second argument."""
+    return _kernel_of(problem)
+
+
 def prepare(problem: Problem) -> Problem:
     """The problem as it is: the kernel finds the labels of a row in the pass that needs them."""
     return problem
@@ -56,7 +61,7 @@ def prepare(problem: Problem) -> Problem:
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
     if reduction == "none":
-        dtype = compute_dtype(problem.logits.dtype)
+        dtype = problem.dtype
         loss = torch.empty_like(problem.logits, dtype=dtype, memory_format=torch.contiguous_format)
         _run(problem, 1.0, elements=loss)
         return loss
@@ -70,7 +75,7 @@ def gradient(problem: Problem, upstream: Tensor, scale: float = 1.0) -> Tensor:
         # The gradient of a sum repeats one number.
         upstream = upstream[0, 0]
     if upstream.dim():
-        upstream = upstream.to(compute_dtype(problem.logits.dtype))
+        upstream = upstream.to(problem.dtype)
         upstream = upstream if upstream.stride(1) == 1 else upstream.contiguous()
         _run(problem, scale, gradient=out, upstream=upstream)
     else:
@@ -86,9 +91,16 @@ def value_and_gradient(problem: Problem, scale: float, out: Tensor | None = None
 
 
 def _sum(problem: Problem, scale: float, gradient: Tensor | None) -> Tensor:
-    loss = problem.logits.new_empty((), dtype=compute_dtype(problem.logits.dtype))
+    loss = torch.empty_like(_number(problem.dtype))
     _run(problem, scale, loss=loss, gradient=gradient)
     return loss
+
+
+@functools.cache
+def _number(dtype: torch.dtype) -> Tensor:
+    """A tensor of no dimensions. To make another like it takes half the time of making one by its dtype."""
+    with torch.inference_mode(False):
+        return torch.empty((), dtype=dtype, device="cpu")
 
 
 def _run(
@@ -101,14 +113,15 @@ def _run(
     upstream: Tensor | None = None,
 ) -> None:
     """One call of the kernel. loss: its sum; elements: of each element [N, C]; both are written, like ``gradient``."""
-    logits, targets, labels, mask = problem.logits, problem.targets, problem.labels, problem.label_mask
+    logits, targets, _, labels, row_weight, mask, row_sum, *_ = problem
     rows, columns = logits.shape
-    kernel, numbers = _kernel_of(problem)
-    target_fields: tuple[int, ...]
+    kernel, numbers = problem.plan or _kernel_of(problem)
     if isinstance(targets, Tensor):
-        target_fields = (targets.data_ptr(), targets.stride(0), _TARGETS[targets.dtype], 0, 0, 0)
+        target_fields = targets.data_ptr(), targets.stride(0), _TARGETS[targets.dtype], 0, 0, 0
     else:
-        target_fields = (0, 0, 0, targets.crow.data_ptr(), targets.col.data_ptr(), len(targets.col))
+        target_fields = 0, 0, 0, targets.crow.data_ptr(), targets.col.data_ptr(), targets.col.shape[0]
+    bias, inverse_frequency, label_weight, positive_weight = labels
+    # No function for the address of what may be None: so many calls would take a microsecond.
     call = _CALL.pack(
         logits.data_ptr(),
         logits.stride(0),
@@ -117,26 +130,22 @@ def _run(
         rows,
         columns,
         *target_fields,
-        _address(mask),
+        0 if mask is None else mask.data_ptr(),
         0 if mask is None else mask.stride(0),
-        _address(problem.row_sum),
-        _address(problem.row_weight),
-        _address(labels.bias),
-        _address(labels.inverse_frequency),
-        _address(labels.weight),
-        _address(labels.positive_weight),
-        _address(upstream),
+        0 if row_sum is None else row_sum.data_ptr(),
+        0 if row_weight is None else row_weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if inverse_frequency is None else inverse_frequency.data_ptr(),
+        0 if label_weight is None else label_weight.data_ptr(),
+        0 if positive_weight is None else positive_weight.data_ptr(),
+        0 if upstream is None else upstream.data_ptr(),
         0 if upstream is None else upstream.stride(0),
-        _address(elements),
-        _address(loss),
+        0 if elements is None else elements.data_ptr(),
+        0 if loss is None else loss.data_ptr(),
         num_threads(rows * columns),
         scale,
     )
     kernel(call, numbers)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 _Kernel = Callable[[bytes, bytes], Any]

@@ -33,12 +33,10 @@ class LabelConstants(NamedTuple):
 class RowTerms(NamedTuple):
     """What the Triton kernel needs of each row of targets; made once, for the forward and the backward.
 
-    plan: a ``triton_plan.Plan``, which says how the launches of this problem go.
     weight_slope: [N] in the compute dtype, ``slope_factor`` / row_sum; None where the kernel makes it, or needs none.
     tile_offsets: int32 [N * (tiles + 1)], where in ``col`` each tile's labels begin; None likewise.
     """
 
-    plan: Any
     weight_slope: Tensor | None
     tile_offsets: Tensor | None
 
@@ -55,9 +53,10 @@ class Problem(NamedTuple):
     label_mask: bool [N, C] (rows may repeat by stride 0), or None; False leaves an element out.
     row_sum: [N] in the compute dtype, each row's sum of target times 1/n, where logits and targets are a chunk of the
         labels; None lets the implementation take it from the targets.
-    row_terms: what ``prepare`` of the Triton implementation has made.
+    row_terms: what ``prepare`` of the Triton implementation has made of the targets.
     statistics, label_weights: what the constants of the labels were made from, for the reference, which derives them
         itself, and for what is kept beside them.
+    plan: what the implementation's ``plan`` has decided for problems of this kind; None lets it decide now.
     """
 
     logits: Tensor
@@ -70,6 +69,12 @@ class Problem(NamedTuple):
     row_terms: RowTerms | None = None
     statistics: LabelStatistics | None = None
     label_weights: LabelWeights | None = None
+    plan: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return compute_dtype(self.logits.dtype)
 
     @property
     def mixed(self) -> bool:
@@ -82,9 +87,11 @@ class Problem(NamedTuple):
         """The caller's tensors besides the logits. Where autograd saves them, a change in place raises."""
         if torch.compiler.is_compiling():
             return []
-        parts = (*self.target_tensors(), self.row_weight, self.label_mask)
+        targets, row_weight, mask = self.targets, self.row_weight, self.label_mask
+        parts = [targets] if isinstance(targets, Tensor) else [targets.crow, targets.col]
+        parts += [part for part in (row_weight, mask) if part is not None]
         # Inference tensors have no version counter, so autograd cannot save them.
-        return [part for part in parts if part is not None and not part.is_inference()]
+        return [part for part in parts if not part.is_inference()]
 
     def target_tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Dense targets, ``crow`` and ``col``; None for what there is not."""

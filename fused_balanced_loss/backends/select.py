@@ -22,6 +22,11 @@ IMPLS: tuple[str, ...] = get_args(Impl)
 class Backend(Protocol):
     """What an implementation offers. All but the reference, which is forward only, offer the same."""
 
+    def plan(self, problem: Problem) -> Any:
+        """What depends only on the kind of a problem: its shapes, strides, dtypes, device, spec and which tensors it
+        has. ``Problem.plan`` brings it to the other calls of the kind, which need it not decide again."""
+        ...
+
     def prepare(self, problem: Problem) -> Problem:
         """The problem with what the forward and the backward share. Optional: the others make what is missing."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,29 +11,31 @@ from torch import Tensor
 from . import device as devices
 from .kept import keep
 
-# Streams and threads whose counters are kept: most processes have one or two.
+# Streams whose counters a thread keeps: most have one or two.
 _MOST_KEPT = 64
-_kept: dict[tuple[torch.device, int, int], Tensor] = {}
+# Threads do not share counters, because one number may name another stream in each thread.
+_kept = threading.local()
 
 
 def counters(device: torch.device, number: int) -> Tensor:
     """At least ``number`` zeros, int32, for a launch on the current stream that leaves zeros behind.
 
-    Launches on one stream run one after the other, so they share one tensor. Threads do not share it, because one
-    number may name another stream in each thread. A CUDA graph may be replayed on any stream, so it gets its own.
+    Launches on one stream run one after the other, so they share one tensor. A CUDA graph may be replayed on any
+    stream, so it gets its own.
     """
     if devices.is_capturing(device):
         return torch.zeros(number, dtype=torch.int32, device=device)
-    key = device, devices.stream(device), threading.get_ident()
-    kept = _kept.get(key)
+    key = device, devices.stream(device)
+    of_thread: dict[Any, Tensor] = _kept.__dict__
+    kept = of_thread.get(key)
     if kept is None or kept.shape[0] < number:
         # An inference tensor could not be written to elsewhere.
         with torch.inference_mode(False):
             kept = torch.zeros(max(number, 1024), dtype=torch.int32, device=device)
-        keep(_kept, key, kept, _MOST_KEPT)
+        keep(of_thread, key, kept, _MOST_KEPT)
     return kept
 
 
 def forget() -> None:
-    """Drops all counters, because a launch that failed may have left others than zeros."""
-    _kept.clear()
+    """Drops this thread's counters, because a launch that failed may have left others than zeros."""
+    _kept.__dict__.clear()

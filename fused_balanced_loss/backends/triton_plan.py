@@ -15,7 +15,7 @@ from . import device as devices
 from .aligned_copies import MOST_COPIED, aligned_copies
 from .constants import constants_cache, constants_key
 from .kept import keep
-from .problem import Problem, compute_dtype
+from .problem import Problem, RowTerms
 from .triton_grid import FRINGE, RESIDENT, RESIDENT_MIXED, grid, layout, reciprocal
 from .triton_launch import Launch, launch_of
 from .triton_terms import DenseTerms, SparseTerms, slope_factor
@@ -29,6 +29,7 @@ WAVES = 1
 _MOST_KEPT = 256
 # Of what the kernels count in int32; a tile may reach beyond the last label.
 _LARGEST = (1 << 31) - (1 << 16)
+_NO_TERMS = RowTerms(None, None)
 
 
 def kernel_spec(spec: LossSpec) -> tuple[float, ...]:
@@ -60,9 +61,12 @@ class Plan:
         mask = problem.label_mask
         self.spec = problem.spec
         self.device = logits.device
-        self.dtype = compute_dtype(logits.dtype)
+        self.dtype = problem.dtype
         self.csr, self.rebalanced = dense is None, labels.inverse_frequency is not None
         self.num_rows, self.num_labels = logits.shape
+        # To make another like it takes half the time of making one by its dtype.
+        with torch.inference_mode(False):
+            self.number = torch.empty((), dtype=self.dtype, device=self.device)
         self.cut = cut = layout(self.num_labels, logits.stride(0), logits.element_size())
         resident = RESIDENT_MIXED if problem.mixed else RESIDENT
         at_once = devices.num_processors(self.device) * resident[logits.element_size()]
@@ -114,7 +118,8 @@ class Plan:
             "TEAM": TEAM,
         }
         self._terms: SparseTerms | DenseTerms | None = None
-        if self._num_offsets or self._num_slopes:
+        self.makes_terms = bool(self._num_offsets or self._num_slopes)
+        if self.makes_terms:
             self._terms = SparseTerms(problem, cut, make_slope) if self.csr else DenseTerms(problem, at_once)
         # Rows that all begin at a boundary need one copy of the constants, and that is the constants themselves.
         has_cache = constants_cache(problem.statistics, problem.label_weights) is not None
@@ -133,10 +138,9 @@ class Plan:
                 f"{list(problem.logits.shape)}"
             )
 
-    def make_terms(self, problem: Problem) -> tuple[Tensor | None, Tensor | None]:
-        """weight_slope and tile_offsets, as far as a launch before the loss has to make them."""
-        if self._terms is None:
-            return None, None
+    def make_terms(self, problem: Problem) -> RowTerms:
+        """weight_slope and tile_offsets by a launch before the loss; where ``makes_terms``."""
+        assert self._terms is not None
         weight_slope = tile_offsets = None
         if self._num_slopes:
             weight_slope = problem.logits.new_empty(self._num_slopes, dtype=self.dtype)
@@ -144,13 +148,11 @@ class Plan:
             tile_offsets = problem.logits.new_empty(self._num_offsets, dtype=torch.int32)
         with devices.guard(self.device):
             self._terms.launch(problem, weight_slope, tile_offsets)
-        return weight_slope, tile_offsets
+        return RowTerms(weight_slope, tile_offsets)
 
     def launch_loss(
         self,
         problem: Problem,
-        weight_slope: Tensor | None,
-        tile_offsets: Tensor | None,
         want_value: str,
         upstream: Tensor | None,
         outputs: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
@@ -158,6 +160,7 @@ class Plan:
     ) -> None:
         """Computes the loss. outputs: value, gradient, and the scratch of the sum, partial and counters."""
         dense, crow, col = problem.target_tensors()
+        weight_slope, tile_offsets = problem.row_terms or _NO_TERMS
         labels, gradient = problem.labels, outputs[1]
         copies = aligned_copies(problem, self._constants_key, self._copies_key) if self._may_copy else None
         of_elements = upstream is not None and upstream.dim() > 0

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import Batch, Reduction, flat_batch, flat_rows
+from ..arguments import Batch, Reduction, check_targets_of, flat_batch, flat_rows
 from ..backends.constants import label_constants, resolved, row_weight
 from ..backends.operator import mean_scale
 from ..backends.problem import Problem, compute_dtype
@@ -200,7 +200,7 @@ def run(
     num_kept = batch.num_kept() if reduction == "mean" else None
     if num_kept is not None:
         loss = loss / num_kept
-    batch.check_targets_of(loss)
+    check_targets_of(loss, batch.targets, batch.label_mask)
     return loss
 
 

@@ -38,6 +38,9 @@ def check(case: Case) -> str | None:
     before = {name: (bytes_of(base).clone(), _version(base)) for name, base in arguments.bases.items()}
     try:
         results = _call(case, arguments)
+        if case.values % 2:
+            # The second call of a kind goes by what was kept of the first.
+            results = _call(case, arguments)
     except Exception as error:
         return _judge_error(case, error, expected_errors)
     if expected_errors:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...arguments import Reduction, check_logits, flat_batch, flat_rows
+from ...arguments import Reduction, check_logits, check_targets_of, flat_batch, flat_rows
 from ...backends.problem import compute_dtype
 from ...first_order import first_order
 from ...label_weights import Weight
@@ -67,7 +67,7 @@ def mixed_loss(
     dense = batch.targets if isinstance(batch.targets, Tensor) else batch.targets.to_dense(torch.uint8)
     label_weights(weight, pos_weight, None, shape[-1], logits.device)
     loss: Tensor = _MixedLoss.apply(flat, dense, spec, weight, pos_weight, factors, reduction == "none")
-    batch.check_targets_of(loss)
+    check_targets_of(loss, batch.targets, batch.label_mask)
     if reduction == "none":
         return loss.reshape(shape)
     return loss / {"mean": flat.numel(), "batchmean": flat.shape[0], "sum": 1}[reduction]
