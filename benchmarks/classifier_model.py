@@ -3,7 +3,8 @@
 *Nothing here was measured on a GPU.* ``time_model.py`` has the times of kernels and what is assumed. What the model
 decides:
 
-* *Chunks of 128 MiB of weights* (``CHUNK_BYTES`` of ``fused_balanced_loss/classifier/label_chunks.py``). Chunks that
+* *Chunks of 256 MiB of weights* (``CHUNK_BYTES`` of ``fused_balanced_loss/classifier/label_chunks.py``), and of 128
+  MiB where the backward updates the weights, because a chunk's gradient is float32 then. Chunks that
   fit the level-2 cache read the weights once instead of twice, but there are dozens of them, each with seven launches.
 * *The loss is no epilogue of the logits' product* (``how="epilogue"``): it would save less than 15 %.
 
@@ -17,7 +18,8 @@ from typing import NamedTuple
 from hardware import Gpu
 from time_model import ASSUMED, Kernel, copy_rate, loss_kernel, terms_kernels
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 256 << 20
+UPDATE_CHUNK_BYTES = 128 << 20
 # Labels of a chunk are a multiple of this.
 MULTIPLE = 128
 # How a chunk may be computed; see `chunk_kernels`.
@@ -26,7 +28,7 @@ WAYS = ("separate", "epilogue", "two products")
 _PRODUCT_ROWS = 64
 # PyTorch operators of a call besides those of its chunks, a view counted as a quarter of one: where the labels are cut,
 # and where they are not.
-SETUP, SETUP_OF_ONE_CHUNK, SETUP_OF_LINEAR = 36, 14, 6
+SETUP, SETUP_OF_ONE_CHUNK, SETUP_OF_LINEAR = 35, 12, 6
 
 
 class Classifier(NamedTuple):
@@ -120,7 +122,7 @@ def update_kernels(one: Classifier, gpu: Gpu, keep_gradient: bool = False) -> li
     keep_gradient: the forward would keep the gradient of all logits, [N, C]
         in bfloat16, and the backward would not make them again.
     """
-    labels, number = one.chunks()
+    labels, number = one.chunks(UPDATE_CHUNK_BYTES)
     product, *before, loss, bias, d_features, d_weight = chunk_kernels(one, gpu, labels)
     weights = labels * one.num_features
     # The gradient of a chunk's weight is float32; it is written, and read by the update.

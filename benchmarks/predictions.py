@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from classifier_model import (
     CHUNK_BYTES,
     SETUP_OF_LINEAR,
+    UPDATE_CHUNK_BYTES,
     WAYS,
     Classifier,
     classifier_kernels,
@@ -108,7 +109,7 @@ def predict_classifier(gpu: Gpu, rows: int, labels: int, features: int = 768) ->
 def predict_update(gpu: Gpu, rows: int, labels: int, features: int = 768) -> tuple[Prediction, float]:
     """A step of SGD in the backward, bfloat16, and the bytes held at its peak."""
     one = Classifier(rows, labels, features)
-    kernels, size = update_kernels(one, gpu), one.chunks()[0]
+    kernels, size = update_kernels(one, gpu), one.chunks(UPDATE_CHUNK_BYTES)[0]
     weights = 2 * labels * (features + 1)
     # Counts (int64 twice) and constants (float32 twice) of the labels; a chunk's logits and its gradient in float32.
     peak = weights + 24 * labels + 2 * rows * size + 4 * size * features
@@ -208,7 +209,7 @@ def _page_of(name: str, gpu: Gpu) -> Iterator[str]:
     yield from _table("size | floor | ours over the floor | F.linear + our loss over ours", rows)
     yield "Below 1 in the last column, F.linear and our loss take less time, and memory for two [N, C] more."
     yield ""
-    yield "### Why chunks of 128 MiB of weights"
+    yield "### Why chunks of 256 MiB of weights"
     yield ""
     yield "Bytes of a chunk's weights: time in a graph, and of the host in an eager call."
     yield ""

@@ -23,7 +23,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from classifier_model import CHUNK_BYTES, Classifier
+from classifier_model import UPDATE_CHUNK_BYTES, Classifier
 from hardware import GPUS
 from time_model import ASSUMED
 
@@ -53,7 +53,7 @@ class Hardware(NamedTuple):
     latency: float = 10e-6
     node: int = 8
     launch: float = ASSUMED.launch
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int = UPDATE_CHUNK_BYTES
     cached: int = 0
 
 
@@ -104,7 +104,7 @@ def seconds(step: Step, hardware: Hardware) -> dict[str, float]:
 def memory_bytes(step: Step) -> dict[str, float]:
     """The bytes of what a rank holds, and their ``total``."""
     rows = step.weights / step.num_features
-    chunk = step.chunk(CHUNK_BYTES)[0]
+    chunk = step.chunk(UPDATE_CHUNK_BYTES)[0]
     parts = {
         "weights": step.weights * step.weight_bytes + rows * step.weight_bytes,
         "optimizer": step.weights * STATE_BYTES[step.state] + 12 * rows * (step.state != "sgd"),

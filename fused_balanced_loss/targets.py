@@ -214,8 +214,12 @@ class SparseTargets:
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
         # Tracing knows no negative bit, and compiled code never sets one.
-        compiling = torch.compiler.is_compiling()
-        if all(part.is_contiguous() and (compiling or not part.is_neg()) for part in (self.crow, self.col)):
+        crow, col = self.crow, self.col
+        if (
+            crow.is_contiguous()
+            and col.is_contiguous()
+            and (torch.compiler.is_compiling() or not (crow.is_neg() or col.is_neg()))
+        ):
             return self
         return self._of_each(lambda part: part.resolve_neg().contiguous())
 

@@ -74,7 +74,7 @@ class UpdatingLoss(torch.autograd.Function):
         features, weight, bias, loss, *_ = ctx.saved_tensors
         chunked: ChunkedPass = ctx.chunked
         finite = torch.isfinite(loss) & torch.isfinite(upstream)
-        factor = upstream * chunked.scale
+        factor = scaled(upstream, chunked.scale)
         take_gradients = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), factor, finite)
         wants = (ctx.needs_input_grad[0], True, True)
         _, gradients = chunked.run(features, weight, bias, wants=wants, take_gradients=take_gradients)
@@ -88,14 +88,27 @@ class UpdatingLoss(torch.autograd.Function):
 def finish(
     gradients: Gradients, upstream: Tensor, scale: float | Tensor, features: torch.dtype, bias: torch.dtype | None
 ) -> Gradients:
-    """Gradients of features and bias times scale and upstream gradient, in their dtypes; the weight's as it is."""
-    factor = upstream * scale
+    """Gradients of features and bias times scale and upstream gradient, in their dtypes; the weight's as it is.
+
+    Those of the dtype that is asked for are changed in place.
+    """
+    factor = scaled(upstream, scale)
     d_features, d_weight, d_bias = gradients
     if d_features is not None:
-        d_features = (d_features * factor).to(features)
+        d_features = _times(d_features, factor, features)
     if d_bias is not None and bias is not None:
-        d_bias = (d_bias * factor).to(bias)
+        d_bias = _times(d_bias, factor, bias)
     return Gradients(d_features, d_weight, d_bias)
+
+
+def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    out = gradient if gradient.dtype == dtype else gradient.new_empty(gradient.shape, dtype=dtype)
+    return torch.mul(gradient, factor, out=out)
+
+
+def scaled(upstream: Tensor, scale: float | Tensor) -> Tensor:
+    """upstream [] * scale, without an operator for 1."""
+    return upstream if isinstance(scale, float) and scale == 1.0 else upstream * scale
 
 
 def weight_factor(d_weight: Tensor, upstream: Tensor, scale: float | Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from .products import add_product, product, reads_gaps, scaled_product, without_
 
 
 class Gradients(NamedTuple):
-    """Gradients of the loss's sum; None where not asked for.
+    """Gradients; None where not asked for.
 
-    features: [N, D] in the accumulation dtype, unscaled.
-    weight: [C, D] in the weight's dtype, times ``scale``, but for float16, which is unscaled.
-    bias: [C] in the accumulation dtype, unscaled.
+    features: [N, D] in the accumulation dtype, without ``ChunkedPass.scale``.
+    weight: [C, D] in the weight's dtype, with ``scale``, but for float16, which is without.
+    bias: [C] in the accumulation dtype, without ``scale``.
     """
 
     features: Tensor | None
@@ -37,7 +37,9 @@ class ChunkedPass:
         chunk_size: labels of a chunk; None for chunks of one size, about ``default_chunk_size``.
         shape: (N, D) of the features.
         own_labels: first label and number of labels of the weight's rows, which in a shard are not all of them.
-        scale: factor on loss and gradients.
+        scale: factor on loss and gradients. The kernel takes it, but for float16, whose range the gradient of a mean
+            can leave: there it is left to ``self.scale``, which for all others is 1.
+        update: whether the backward updates the weights.
 
     Raises:
         ValueError, RuntimeError: as :class:`LabelChunks` and ``select``.
@@ -51,12 +53,13 @@ class ChunkedPass:
         shape: tuple[int, int],
         own_labels: tuple[int, int],
         scale: float,
+        update: bool = False,
     ) -> None:
         self.dtype = problem.logits.dtype
         self.backend = select(impl, problem)
-        self.scale = scale
+        self._kernel_scale, self.scale = (1.0, scale) if self.dtype == torch.float16 else (scale, 1.0)
         first, num_labels = own_labels
-        most = default_chunk_size(*shape, self.dtype, problem.logits.device)
+        most = default_chunk_size(*shape, self.dtype, problem.logits.device, update)
         size = min(chunk_size, max(num_labels, 1)) if chunk_size else even_chunk_size(most, num_labels)
         self._chunks = LabelChunks(problem, size, first, num_labels)
         num_columns = len(self._chunks.rows) * row_stride(size)
@@ -78,14 +81,14 @@ class ChunkedPass:
         take_gradients: GradientConsumer | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Gradients]:
-        """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
+        """The sum of the loss of ``features @ weight.T + bias`` times the factor, and the gradients asked for.
 
         Args:
             features: [N, D]. weight: [C, D]. bias: [C], or None. Another dtype than that of the products is converted,
                 the weight's chunk by chunk.
             wants: whether the gradients of features, weight and bias are wanted.
-            take_gradients: gets the gradients of weight and bias chunk by chunk, unscaled, so that they never exist
-                whole.
+            take_gradients: gets the gradients of weight and bias chunk by chunk, without ``scale``, so that they never
+                exist whole.
             keep: keeps the gradient of the logits for the next pass, which then makes gradients alone: its loss is 0.
         """
         features, weight = without_gaps(features.detach().to(self.dtype)), weight.detach()
@@ -93,11 +96,14 @@ class ChunkedPass:
         want_features, want_weight, want_bias = wants
         # All views are made before the loop: each would be an operator for each chunk.
         weights = _Weights(weight, size, self.dtype)
-        biases = None if bias is None else bias.detach().to(self.dtype).split(size)
+        biases = None if bias is None else _parts(bias.detach().to(self.dtype), size)
         kept, self._kept = self._kept, []
         chunks = kept or self._memory(features, whole=keep)
-        d_features = features.new_zeros(features.shape, dtype=exact) if want_features else None
-        d_weight = d_bias = None
+        d_features = d_weight = d_bias = None
+        if want_features:
+            # The first chunk's product writes it; a shard may have no chunk.
+            make = features.new_empty if chunks else features.new_zeros
+            d_features = make(features.shape, dtype=exact)
         d_weights: Sequence[Tensor] = ()
         d_biases: Sequence[Tensor] = ()
         if take_gradients is not None:
@@ -108,11 +114,10 @@ class ChunkedPass:
         else:
             if want_weight:
                 d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-                d_weights = d_weight.split(size)
+                d_weights = _parts(d_weight, size)
             if want_bias:
                 d_bias = features.new_empty(len(weight), dtype=exact)
-                d_biases = d_bias.split(size)
-        # float16 stays unscaled, as a mean's gradient can leave its range.
+                d_biases = _parts(d_bias, size)
         scale = 1.0 if weight.dtype == torch.float16 else self.scale
         losses = []
         for number, problem in enumerate(self._chunks):
@@ -126,12 +131,14 @@ class ChunkedPass:
                     torch.addmm(biases[number], features, w_t, out=logits)
                 problem = problem._replace(logits=logits)
                 if not (keep or any(wants)):
-                    losses.append(self.backend.value(problem, "sum", 1.0))
+                    losses.append(self.backend.value(problem, "sum", self._kernel_scale))
                     continue
-                value, _ = self.backend.value_and_gradient(problem, 1.0, out=logits)
+                value, _ = self.backend.value_and_gradient(problem, self._kernel_scale, out=logits)
                 losses.append(value)
             # This product comes before the weight's rows may change.
-            if d_features is not None:
+            if d_features is not None and number == 0:
+                product(d_features, logits, w)
+            elif d_features is not None:
                 add_product(d_features, logits, w)
             if take_gradients is not None:
                 product(d_weights[number], logits_t, features)
@@ -147,7 +154,7 @@ class ChunkedPass:
             loss = losses[0]
         else:
             loss = torch.stack(losses).sum() if losses else features.new_zeros((), dtype=exact)
-        return loss * self.scale, Gradients(d_features, d_weight, d_bias)
+        return loss if self.scale == 1.0 else loss * self.scale, Gradients(d_features, d_weight, d_bias)
 
     def _memory(self, features: Tensor, whole: bool) -> list[tuple[Tensor, Tensor]]:
         """Memory for the logits [N, b] of each chunk, and their transposes; ``whole``: the chunks do not share it."""
@@ -155,12 +162,13 @@ class ChunkedPass:
         if not rows:
             return []
         stride, rest = row_stride(size), rows[-1].stop - rows[-1].start
-        memory = features.new_empty(len(rows) if whole else 1, len(features), stride)
-        if reads_gaps(memory):
-            memory[:, :, size:].zero_()
-            memory[-1, :, rest:].zero_()
-        logits = memory[:, :, :size]
-        found = list(zip(logits.unbind(), logits.transpose(1, 2).unbind(), strict=True))
+        found = []
+        for _ in rows if whole else rows[:1]:
+            memory = features.new_empty(len(features), stride)
+            if reads_gaps(memory):
+                memory[:, rest:].zero_()
+            logits = memory if stride == size else memory[:, :size]
+            found.append((logits, logits.t()))
         if not whole:
             found *= len(rows)
         if rest < size:
@@ -169,15 +177,20 @@ class ChunkedPass:
         return found
 
 
+def _parts(whole: Tensor, size: int, dim: int = 0) -> Sequence[Tensor]:
+    """Parts of ``size`` along a dimension. One part is no view: each view takes the host a microsecond or two."""
+    return (whole,) if size >= whole.shape[dim] else whole.split(size, dim)
+
+
 class _Weights:
     """Chunks of a weight [C, D] and their transposes, in the dtype of the products."""
 
     def __init__(self, weight: Tensor, size: int, dtype: torch.dtype) -> None:
         weight = without_gaps(weight)
-        self._given = weight.split(size)
+        self._given = _parts(weight, size)
         self._converted: dict[int, tuple[Tensor, Tensor]] = {}
         if weight.dtype == dtype:
-            self._transposed = weight.t().split(size, 1)
+            self._transposed = _parts(weight.t(), size, 1)
             return
         # Under autocast; one memory for all chunks.
         memory = weight.new_empty(min(size, len(weight)), weight.shape[1], dtype=dtype)

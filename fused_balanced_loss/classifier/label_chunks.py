@@ -19,18 +19,23 @@ from ..targets import SparseTargets
 # On a GPU: bytes of a chunk's weights, and at most as many of its logits. A chunk that fits the level-2 cache of an
 # H200 (20 MiB) would spare it one of three passes over the weights, but a chunk costs seven launches of about 2.5 us,
 # and three small kernels that wait for memory. By the model in benchmarks/classifier_model.py, in bfloat16 at
-# 128 x 670,091 x 768, chunks of 20 MiB take 1.9 ms, 64 MiB 1.2, 128 MiB 1.03 and 256 MiB 0.97; and the host takes 1.5,
-# 0.6, 0.4 and 0.3 ms to start them. More than 128 MiB would cost more memory than it gains time. Not yet measured.
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+# 128 x 670,091 x 768, chunks of 20 MiB take 1.9 ms, 64 MiB 1.2, 128 MiB 1.03 and 256 MiB 0.97; F.linear and our loss
+# take 0.98. Not yet measured.
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+# With an update in the backward there is a float32 gradient of a chunk's weights, of twice as many bytes or more.
+UPDATE_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 _MULTIPLE = 128
 
 
-def default_chunk_size(num_rows: int, num_features: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Labels of a chunk, at most; a multiple of 128."""
+def default_chunk_size(
+    num_rows: int, num_features: int, dtype: torch.dtype, device: torch.device, update: bool = False
+) -> int:
+    """Labels of a chunk, at most; a multiple of 128. update: whether the backward updates the weights."""
+    most = UPDATE_CHUNK_BYTES if update else CHUNK_BYTES
     if devices.kind(device) == "cpu":
-        size = CHUNK_BYTES["cpu"] // (dtype.itemsize * (num_rows + num_features))
+        size = most["cpu"] // (dtype.itemsize * (num_rows + num_features))
     else:
-        size = CHUNK_BYTES["cuda"] // (dtype.itemsize * max(num_rows, num_features, 1))
+        size = most["cuda"] // (dtype.itemsize * max(num_rows, num_features, 1))
     return max(_MULTIPLE, size // _MULTIPLE * _MULTIPLE)
 
 
@@ -47,7 +52,7 @@ def keeps_gradient(num_rows: int, num_columns: int, dtype: torch.dtype, device: 
 
     It saves a pass over the weights and one of the loss, 14 to 16 % of a step by the model.
     """
-    most = CHUNK_BYTES.get(devices.kind(device), CHUNK_BYTES["cuda"])
+    most = UPDATE_CHUNK_BYTES.get(devices.kind(device), UPDATE_CHUNK_BYTES["cuda"])
     return dtype.itemsize * num_rows * num_columns <= most
 
 

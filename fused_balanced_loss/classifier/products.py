@@ -54,7 +54,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def scaled_product(out: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
     """scale * a [m, k] @ b [k, n] to ``out`` [m, n] of any dtype; if that is float32, without another pass over it."""
-    if out.dtype == a.dtype:
+    if scale == 1.0 and out.dtype in (a.dtype, torch.float32):
+        product(out, a, b)
+    elif out.dtype == a.dtype:
         torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
     elif out.dtype != torch.float32 or a.dtype.itemsize != 2:
         wide = torch.empty(out.shape, dtype=compute_dtype(a.dtype), device=out.device)

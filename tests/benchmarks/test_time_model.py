@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_balanced_loss.classifier.label_chunks import CHUNK_BYTES, default_chunk_size, even_chunk_size
+from fused_balanced_loss.classifier.label_chunks import (
+    CHUNK_BYTES,
+    UPDATE_CHUNK_BYTES,
+    default_chunk_size,
+    even_chunk_size,
+)
 
 SWEEP = ((32, 18_211), (128, 131_072), (128, 670_091))
 
@@ -83,9 +88,22 @@ def test_the_decisions_hold_for_other_assumptions(models, other, monkeypatch):
 @pytest.mark.parametrize("shape", [*SWEEP, (4096, 18_211), (4096, 131_072), (1, 3_000_000)])
 def test_chunks_are_those_of_the_package(models, shape):
     one = models[0].Classifier(*shape)
-    assert CHUNK_BYTES["cuda"] == models[0].CHUNK_BYTES
-    most = default_chunk_size(shape[0], 768, torch.bfloat16, torch.device("cuda"))
-    assert one.chunks()[0] == even_chunk_size(most, shape[1])
+    for update, most in ((False, CHUNK_BYTES), (True, UPDATE_CHUNK_BYTES)):
+        of_model = models[0].UPDATE_CHUNK_BYTES if update else models[0].CHUNK_BYTES
+        assert most["cuda"] == of_model
+        size = default_chunk_size(shape[0], 768, torch.bfloat16, torch.device("cuda"), update)
+        assert one.chunks(of_model)[0] == even_chunk_size(size, shape[1])
+
+
+@pytest.mark.parametrize("shape", SWEEP)
+@pytest.mark.parametrize("name", ["H100", "H200"])
+def test_the_classifier_is_never_slower_than_what_it_replaces(models, shape, name):
+    classifier, time, gpus = models
+    one, gpu = classifier.Classifier(*shape), gpus[name]
+    ours, linear = (
+        time.total(kernels(one, gpu), gpu) for kernels in (classifier.classifier_kernels, classifier.linear_kernels)
+    )
+    assert ours <= linear
 
 
 def test_an_update_that_keeps_the_gradient_takes_less_time(models):
