@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from .arguments import check_statistics
-from .backends.constants import label_constants, resolved
+from .backends.constants import label_constants, pooling_constants, resolved
 from .broadcast import is_broadcast
 from .label_statistics import LabelStatistics
 from .label_weights import Weight
@@ -191,6 +191,8 @@ class StatisticsModule(nn.Module):
         if not any(buffer.is_inference() for buffer in buffers):
             self._seen = buffers, _marks(*buffers)
         label_constants(statistics, self.spec, torch.float32, device)
+        if self.spec.pooling != "label":
+            pooling_constants(statistics, self.spec, device)
         if statistics.mu is not None:
             resolved(self.spec, statistics)
 

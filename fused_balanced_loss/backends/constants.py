@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def _of_statistics(statistics: LabelStatistics | None, spec: LossSpec) -> LabelC
         if spec.weighting == "rebalanced":
             inverse_frequency = statistics.inverse_frequency
         elif spec.weighting != "none" and spec.pooling == "label":
-            weight = _weight_at(statistics.clamped_counts, statistics, spec)
+            weight = _weight_at(statistics.clamped_counts, spec, _weight_scale(statistics, spec))
     return LabelConstants(bias, inverse_frequency, weight)
 
 
@@ -112,13 +112,20 @@ def _cast(constants: LabelConstants, dtype: torch.dtype, device: torch.device) -
     return LabelConstants(*(None if part is None else part.to(device, dtype).contiguous() for part in constants))
 
 
-def _weight_at(counts: Tensor, statistics: LabelStatistics, spec: LossSpec) -> Tensor:
+def _weight_at(counts: Tensor, spec: LossSpec, scale: float) -> Tensor:
     """Weight of a label with training count ``counts`` (float64, any shape and device)."""
     if spec.weighting == "class_balanced":
         return class_balanced_weight(counts, spec.beta_cb)
-    power = -1.0 if spec.weighting == "inverse_frequency" else -0.5
-    scale = statistics.clamped_counts.pow(power).mean()
-    return counts.pow(power) / scale.to(counts.device)
+    return counts.pow(_power(spec)) / scale
+
+
+def _weight_scale(statistics: LabelStatistics, spec: LossSpec) -> float:
+    """What the weights are divided by, so that their mean over the labels is 1; class-balanced ones are not."""
+    return 1.0 if spec.weighting == "class_balanced" else float(statistics.clamped_counts.pow(_power(spec)).mean())
+
+
+def _power(spec: LossSpec) -> float:
+    return -1.0 if spec.weighting == "inverse_frequency" else -0.5
 
 
 def row_weight(
@@ -133,35 +140,60 @@ def row_weight(
     if spec.pooling == "label":
         return weight
     assert statistics is not None
-    pooled = _pooled_row_weight(targets, statistics, spec, dtype)
+    pooled = _pooled_row_weight(targets, pooling_constants(statistics, spec, targets.device), spec).to(dtype)
     return pooled if weight is None else pooled * weight
 
 
-def _pooled_row_weight(
-    targets: Tensor | SparseTargets, statistics: LabelStatistics, spec: LossSpec, dtype: torch.dtype
-) -> Tensor:
-    counts = statistics.clamped_counts.to(targets.device)
-    # A row without labels is weighed as if it had a label that all samples carry.
-    everywhere = float(statistics.num_samples)
+class PoolingConstants(NamedTuple):
+    """What one weight for each row is made of.
+
+    value: float64 [C], what is pooled over a row's labels: their counts, or their weights.
+    scale: as ``_weight_scale``.
+    of_empty: the weight of a row without labels: as if it had a label that all samples carry.
+    """
+
+    value: Tensor
+    scale: float
+    of_empty: float
+
+
+def pooling_constants(statistics: LabelStatistics, spec: LossSpec, device: torch.device) -> PoolingConstants:
+    """The constants of a spec that pools; kept with the statistics for the next call."""
+    key = "pooling", spec.weighting, spec.pooling, spec.beta_cb, device
+    found: PoolingConstants | None = statistics.cache.get(key)
+    if found is None:
+        with torch.inference_mode(False), torch.no_grad():
+            counts, scale = statistics.clamped_counts, _weight_scale(statistics, spec)
+            value = counts if spec.pooling == "mean_count" else _weight_at(counts, spec, scale)
+            of_empty = _weight_at(torch.tensor(float(statistics.num_samples), dtype=torch.float64), spec, scale)
+            found = PoolingConstants(value.to(device), scale, float(of_empty))
+        if not torch.compiler.is_compiling() and type(found.value) is Tensor:
+            keep(statistics.cache, key, found, MOST_KEPT)
+    return found
+
+
+def _pooled_row_weight(targets: Tensor | SparseTargets, pooling: PoolingConstants, spec: LossSpec) -> Tensor:
+    """float64 [N]. A target between 0 and 1 is that share of a label; for the rarest label it is a label."""
+    value, scale, of_empty = pooling
     if spec.pooling == "rarest":
-        rarest = _row_reduce(targets, counts, "min", everywhere)
-        return _weight_at(rarest, statistics, spec).to(dtype)
-    empty = _row_reduce(targets, torch.ones_like(counts), "sum", 0.0) == 0
+        # The rarest label has the largest weight, and no weight is below that of a label that all samples carry.
+        if isinstance(targets, SparseTargets):
+            return torch.segment_reduce(value[targets.col], "max", offsets=targets.crow, initial=of_empty)
+        return torch.where(_shares(targets) > 0, value, of_empty).amax(1)
+    number = targets.crow.diff() if isinstance(targets, SparseTargets) else _shares(targets).sum(1, dtype=value.dtype)
+    mean = row_sums(targets, value) / number
     if spec.pooling == "mean_count":
-        mean = _row_reduce(targets, counts, "mean", 0.0)
-        return _weight_at(mean.masked_fill(empty, everywhere), statistics, spec).to(dtype)
-    mean = _row_reduce(targets, _weight_at(counts, statistics, spec), "mean", 0.0)
-    return torch.where(empty, _weight_at(torch.full_like(mean, everywhere), statistics, spec), mean).to(dtype)
+        mean = _weight_at(mean, spec, scale)
+    return torch.where(number > 0, mean, of_empty)
 
 
-def row_sums(targets: Tensor | SparseTargets, inverse_frequency: Tensor) -> Tensor:
-    """Sum [N] of target times 1/n in each row, added up in a fixed order, in the dtype of ``inverse_frequency``."""
+def row_sums(targets: Tensor | SparseTargets, value: Tensor) -> Tensor:
+    """Sum [N] of target times ``value`` [C] in each row, added up in a fixed order, in the dtype of ``value``."""
     if isinstance(targets, SparseTargets):
-        return _sparse_row_sum(targets, inverse_frequency)
+        return torch.segment_reduce(value[targets.col], "sum", offsets=targets.crow, initial=0)
     elements = _ELEMENTS_AT_ONCE.get(device.kind(targets.device), _ELEMENTS_AT_ONCE["cuda"])
-    rows = max(1, elements // len(inverse_frequency))
-    dtype = inverse_frequency.dtype
-    return torch.cat([(_shares(part) * inverse_frequency).sum(1, dtype=dtype) for part in targets.split(rows)])
+    rows = max(1, elements // len(value))
+    return torch.cat([(_shares(part) * value).sum(1, dtype=value.dtype) for part in targets.split(rows)])
 
 
 def _shares(targets: Tensor) -> Tensor:
@@ -169,26 +201,3 @@ def _shares(targets: Tensor) -> Tensor:
     if not targets.dtype.is_floating_point:
         return targets == 1
     return torch.where((targets >= 0) & (targets <= 1), targets, 0)
-
-
-def _sparse_row_sum(targets: SparseTargets, value: Tensor) -> Tensor:
-    return torch.segment_reduce(value[targets.col], "sum", offsets=targets.crow, initial=0)
-
-
-def _row_reduce(targets: Tensor | SparseTargets, value: Tensor, how: str, start: float) -> Tensor:
-    """Sum, mean or minimum of ``value`` [C] over the labels of each row, float64 [N]; no labels give ``start``.
-
-    A target between 0 and 1 is that share of a label; for the minimum it is a label.
-    """
-    if isinstance(targets, SparseTargets):
-        if how == "min":
-            return torch.segment_reduce(value[targets.col], "min", offsets=targets.crow, initial=start)
-        total = _sparse_row_sum(targets, value)
-        number = targets.crow.diff()
-    else:
-        share = _shares(targets).double()
-        if how == "min":
-            return torch.where(share > 0, value, start).amin(1)
-        total = share @ value
-        number = share.sum(1)
-    return total if how == "sum" else torch.where(number > 0, total / number, total)
