@@ -262,6 +262,7 @@ def _flat_label_mask(label_mask: Tensor | None, shape: tuple[int, ...], device: 
 
 
 def not_ignored(targets: Tensor | SparseTargets, ignore_index: int | float) -> Tensor:
+    """bool of the shape of the targets, whether each is another number than ``ignore_index``; TypeError, ValueError."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Real) or math.isnan(ignore_index):
         raise TypeError(f"ignore_index: expected a number, got {ignore_index!r}")
     if ignore_index in (0, 1):

@@ -31,14 +31,14 @@ def build_lock(folder: Path, name: str, deadline: float) -> Iterator[Path]:
     """
     _remove_dead_builds(folder)
     with contextlib.ExitStack() as held:
-        try:
-            if HAS_LOCKS:
+        if HAS_LOCKS:
+            try:
                 held.enter_context(_lock(folder, name, max(0.0, deadline - time.monotonic())))
-        except Timeout as error:
-            raise TimeoutError("another process is still building the kernel") from error
-        except OSError:
-            # Some network file systems have no locks.
-            pass
+            except Timeout as error:
+                raise TimeoutError("another process is still building the kernel") from error
+            except OSError:
+                # Some network file systems have no locks.
+                pass
         # A folder of this build alone: a compiler may outlive the process that started it, and write to its folder.
         yield Path(held.enter_context(tempfile.TemporaryDirectory(".build", f"{name}.", folder)))
 

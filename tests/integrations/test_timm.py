@@ -479,6 +479,9 @@ def test_weights_move_and_save_with_the_module():
         ({"class_weight": "inv_freq"}, r"^class_weight: expected a number .* class_weights\(statistics, 'inv_freq'\)"),
         ({"class_weight": [1.0, -1.0]}, "^weight: expected finite numbers >= 0"),
         ({"pos_weight": float("nan")}, "^pos_weight: expected a finite number >= 0"),
+        ({"loss_type": "asl", "asl_gamma_pos": -1.0}, "^asl_gamma_pos: expected"),
+        ({"loss_type": "asl", "asl_clip": 1.5}, "^asl_clip: expected"),
+        ({"loss_type": "poly", "poly_gamma": math.inf}, "^poly_gamma: expected"),
     ],
 )
 def test_bad_settings(options, message):

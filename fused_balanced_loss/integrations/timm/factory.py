@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -233,7 +234,8 @@ def create_classification_loss(
             threshold_smoothing=smoothing if thresholded else 0.0,
         )
     if loss_type == "asl":
-        spec = LossSpec(
+        spec = _spec(
+            {"gamma": "asl_gamma_pos", "gamma_negative": "asl_gamma_neg", "probability_margin": "asl_clip"},
             gamma=asl_gamma_pos,
             gamma_negative=asl_gamma_neg,
             probability_margin=max(asl_clip or 0.0, 0.0),
@@ -249,7 +251,9 @@ def create_classification_loss(
             soft_targets=soft_targets,
         )
     if loss_type == "poly":
-        spec = LossSpec(gamma=poly_gamma, poly_epsilon=poly_epsilon, label_smoothing=smoothing)
+        spec = _spec(
+            {"gamma": "poly_gamma"}, gamma=poly_gamma, poly_epsilon=poly_epsilon, label_smoothing=smoothing
+        )
         factors = None
         if poly_alpha is not None:
             if not 0 <= poly_alpha <= 1:
@@ -265,7 +269,8 @@ def create_classification_loss(
     if not db_neg_scale > 0:
         raise ValueError(f"db_neg_scale: expected a number > 0, got {db_neg_scale}")
     factor = _DB_FOCAL_FACTOR if db_focal_gamma > 0 else 1.0
-    spec = LossSpec(
+    spec = _spec(
+        {"gamma": "db_focal_gamma", "kappa": "db_init_bias", "lam": "db_neg_scale"},
         gamma=max(db_focal_gamma, 0.0),
         weighting="rebalanced",
         mu=_DB_MU,
@@ -277,6 +282,15 @@ def create_classification_loss(
         label_smoothing=smoothing,
     )
     return MultiLabelLoss(spec, LabelStatistics.from_counts(class_counts, num_samples))
+
+
+def _spec(arguments: dict[str, str], **settings: Any) -> LossSpec:
+    """A spec, whose errors name the factory's argument for a setting."""
+    try:
+        return LossSpec(**settings)
+    except (TypeError, ValueError) as error:
+        setting, colon, message = str(error).partition(":")
+        raise type(error)(f"{arguments.get(setting, setting)}{colon}{message}") from error
 
 
 def _weight(name: str, value: Tensor | float | Sequence[float] | None) -> Weight | None:
