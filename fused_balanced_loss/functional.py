@@ -154,7 +154,8 @@ def balanced_loss(
     key = kept = None
     if weight is None and pos_weight is None and sample_weight is None and label_mask is None and ignore_index is None:
         key = call_key(logits, targets, spec, statistics, reduction, impl, gradient)
-        kept = kept_call(key, logits, targets, statistics)
+        # Under torch.compile there is no key, and what is kept must not be looked at: it would be guarded on.
+        kept = None if key is None else kept_call(key, logits, targets, statistics)
     if kept is not None:
         call, problem = kept
         loss = _differentiable(logits, problem, call.backend, reduction, call.gradient, call.scale, kept=True)

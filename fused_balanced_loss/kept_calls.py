@@ -97,7 +97,7 @@ def _about(tensor: Any) -> tuple[object, ...]:
 
 
 def kept_call(
-    key: tuple[object, ...] | None,
+    key: tuple[object, ...],
     logits: Tensor,
     targets: Tensor | SparseTargets,
     statistics: LabelStatistics | None,
