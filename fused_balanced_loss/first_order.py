@@ -1,4 +1,4 @@
-"""Backward passes that have no derivative of their own, and whose kernels read the upstream gradient by pointer."""
+"""How autograd meets the losses: an ``apply`` that takes little time, and backward passes of the first order."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
         return backward(ctx, upstream)
 
     return run
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` without what it does for functorch's transforms, which takes the host longer than the rest.
+
+    It must not be called under a transform. Where PyTorch has no such part, it is ``function.apply``.
+    """
+    apply: Callable[..., Any] = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    return apply

@@ -25,8 +25,8 @@ from .backends.constants import label_constants, resolved, row_weight
 from .backends.operator import mean_scale, operator
 from .backends.problem import Problem, compute_dtype
 from .backends.select import Backend, Impl, select
-from .first_order import first_order
-from .kept_calls import call_key, keep_call, kept_call
+from .first_order import apply_of, first_order
+from .kept_calls import find_call, keep_call
 from .label_statistics import LabelStatistics
 from .label_weights import Weight
 from .spec import LossSpec
@@ -151,26 +151,20 @@ def balanced_loss(
         RuntimeError: for an ``impl`` that was named and cannot be had; in the backward, under ``create_graph=True``;
             for torch.jit.trace and forward-mode differentiation.
     """
-    key = kept = None
+    key = None
     if weight is None and pos_weight is None and sample_weight is None and label_mask is None and ignore_index is None:
-        key = call_key(logits, targets, spec, statistics, reduction, impl, gradient)
-        # Under torch.compile there is no key, and what is kept must not be looked at: it would be guarded on.
-        kept = None if key is None else kept_call(key, logits, targets, statistics)
-    if kept is not None:
-        call, problem = kept
-        loss = _differentiable(logits, problem, call.backend, reduction, call.gradient, call.scale, kept=True)
-        if call.on_cpu:
-            check_targets_of(loss, problem.targets, None)
-        return loss
+        key, call, problem = find_call(logits, targets, spec, statistics, reduction, impl, gradient)
+        if call is not None and problem is not None:
+            loss = _differentiable(logits, problem, call.backend, reduction, call.gradient, call.scale, kept=True)
+            check_targets_of(loss, targets, None)
+            return loss
     check_settings(spec, statistics, reduction, impl, gradient)
     check_logits(logits, statistics if spec.needs_statistics else None)
     compiling = torch.compiler.is_compiling()
     in_place = gradient == "in_place" and not compiling and impl != "reference"
     if in_place:
         check_writable(logits)
-    given_spec = spec
-    if spec.mu is None:
-        spec = resolved(spec, statistics)
+    settled = resolved(spec, statistics) if spec.mu is None else spec
     shape, dtype = logits.shape, compute_dtype(logits.dtype)
     flat = flat_rows(logits)
     batch = flat_batch(shape, logits.device, targets, sample_weight, label_mask, ignore_index)
@@ -191,9 +185,9 @@ def balanced_loss(
     problem = Problem(
         logits=flat if impl == "reference" else flat.detach(),
         targets=batch.targets,
-        spec=spec,
-        labels=label_constants(statistics, spec, dtype, logits.device, weights),
-        row_weight=row_weight(batch.targets, statistics, spec, batch.sample_weight, dtype),
+        spec=settled,
+        labels=label_constants(statistics, settled, dtype, logits.device, weights),
+        row_weight=row_weight(batch.targets, statistics, settled, batch.sample_weight, dtype),
         label_mask=batch.label_mask,
         statistics=statistics,
         label_weights=weights,
@@ -211,7 +205,7 @@ def balanced_loss(
         gradient = "backward" if compiling or reduction == "none" else gradient
         backend, scale = select(impl, problem), mean_scale(reduction, problem.label_mask, *flat.shape)
         if key is not None and flat is logits and batch.targets is targets and problem.row_weight is None:
-            keep_call(key, given_spec, problem, backend, gradient, scale)
+            keep_call(key, spec, problem, backend, gradient, scale)
         loss = _differentiable(flat, problem, backend, reduction, gradient, scale)
     if num_kept is not None:
         loss = loss / num_kept
@@ -242,7 +236,6 @@ def _differentiable(
     return loss
 
 
-# What ``Function.apply`` does before this is for functorch's transforms, which no kept call is under. It would take 4
-# of the 70 us of a forward and backward.
-_apply_in_forward: Any = super(torch.autograd.Function, _GradientInForward).apply
-_apply_in_backward: Any = super(torch.autograd.Function, _GradientInBackward).apply
+# Kept calls are under no transform of functorch.
+_apply_in_forward = apply_of(_GradientInForward)
+_apply_in_backward = apply_of(_GradientInBackward)

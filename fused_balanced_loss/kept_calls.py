@@ -1,19 +1,21 @@
 """What the calls of one kind share: the checks that they have passed, and what was decided for them.
 
 A training loop calls the loss with tensors that differ in their numbers and addresses only. What does not depend on
-these is found out at the first call. Under 100 us a call, the checks would otherwise be a third of the time.
+these is found out at the first call; for a small batch it would otherwise be a third of the time of each.
+
+Calls with weights, masks or ``ignore_index``, in-place gradients, weights pooled by row, and what torch.compile,
+functorch or a trace looks at are checked each time.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .backends import device as devices
 from .backends.constants import NO_CONSTANTS, constants_key
 from .backends.kept import keep
 from .backends.problem import LabelConstants, Problem
@@ -22,9 +24,15 @@ from .label_statistics import LabelStatistics
 from .spec import LossSpec
 from .targets import SparseTargets
 
+Key: TypeAlias = tuple[object, ...]
+
 # Each batch size is a kind of its own.
 _MOST_KEPT = 256
-_calls: dict[object, KeptCall] = {}
+_calls: dict[Key, KeptCall] = {}
+_PLAIN = (Tensor, torch.nn.Parameter)
+# ``Function.apply`` itself asks the first. Where PyTorch has them no longer, nothing is kept.
+_in_transform = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_is_wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", lambda tensor: True)
 
 
 class KeptCall(NamedTuple):
@@ -37,7 +45,6 @@ class KeptCall(NamedTuple):
     backend, plan: the implementation, and what it has decided for the kind.
     gradient: ``"forward"`` or ``"backward"``.
     scale: what the sum is multiplied by.
-    on_cpu: whether the logits are, so that looking at the loss takes no wait.
     """
 
     given_spec: LossSpec
@@ -48,10 +55,9 @@ class KeptCall(NamedTuple):
     plan: Any
     gradient: str
     scale: float
-    on_cpu: bool
 
 
-def call_key(
+def find_call(
     logits: Tensor,
     targets: Tensor | SparseTargets,
     spec: LossSpec,
@@ -59,77 +65,63 @@ def call_key(
     reduction: str,
     impl: str,
     gradient: str,
-) -> tuple[object, ...] | None:
-    """All that the checks, and the decisions after them, depend on; None where that is more than a kind can tell."""
+) -> tuple[Key | None, KeptCall | None, Problem | None]:
+    """The key of a call, and what is kept under it, with the problem of these tensors.
+
+    All are None where a call cannot be kept. Under torch.compile nothing that is kept is looked at, because it would be
+    guarded on.
+    """
     if (
         gradient == "in_place"
         or torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
+        or _in_transform()
     ):
-        return None
-    about: tuple[object, ...]
+        return None, None, None
     try:
-        if type(targets) is SparseTargets:
-            crow, col = targets.crow, targets.col
-            # The number of ids is another in each batch.
-            about = (
-                targets.num_labels, crow.shape, crow.dtype, col.dtype, crow.device, col.device,
-                crow.is_contiguous(), col.is_contiguous(), crow.is_neg(), col.is_neg(),
-            )  # fmt: skip
-        else:
-            about = _about(targets)
-        # What is left of a transform that has ended is no plain tensor.
-        if torch._C._functorch.is_functorch_wrapped_tensor(logits):
-            return None
-        return id(spec), id(statistics), reduction, impl, gradient, *_about(logits), *about
-    except (AttributeError, TypeError, RuntimeError):
-        # It is no dense tensor. The checks say what is wrong with it, or convert it.
-        return None
-
-
-def _about(tensor: Any) -> tuple[object, ...]:
-    return (
-        type(tensor), tensor.layout, tensor.is_neg(), tensor._is_zerotensor(), tensor.requires_grad,
-        tensor.shape, tensor.stride(), tensor.dtype, tensor.device,
-    )  # fmt: skip
-
-
-def kept_call(
-    key: tuple[object, ...],
-    logits: Tensor,
-    targets: Tensor | SparseTargets,
-    statistics: LabelStatistics | None,
-) -> tuple[KeptCall, Problem] | None:
-    """The call kept under a key, with the problem of these tensors; None where nothing is kept for them."""
-    try:
+        key = id(spec), id(statistics), reduction, impl, gradient, *_kind(logits), *_kind_of_targets(targets)
         call = _calls.get(key)
-    except TypeError:
-        # A setting that cannot be hashed is no setting; the checks say which.
-        return None
+    except (AttributeError, TypeError, RuntimeError):
+        # The checks say what is wrong with an argument that is no dense tensor, or with a setting that has no hash.
+        return None, None, None
     # Other statistics may have come to the same place in memory.
     if call is None or (call.given_statistics is not None and call.given_statistics() is not statistics):
-        return None
+        return key, None, None
     labels = NO_CONSTANTS
     if call.constants_key is not None and statistics is not None:
         of_statistics: LabelConstants | None = statistics.cache.get(call.constants_key)
         if of_statistics is None:
-            return None
+            return key, None, None
         labels = of_statistics
-    return call, Problem(logits, targets, call.spec, labels, None, None, None, None, statistics, None, call.plan)
+    # The logits are not detached, which takes time: implementations read them by pointer, or detach them.
+    return key, call, Problem(logits, targets, call.spec, labels, statistics=statistics, plan=call.plan)
 
 
-def keep_call(
-    key: tuple[object, ...],
-    given_spec: LossSpec,
-    problem: Problem,
-    backend: Backend,
-    gradient: str,
-    scale: float,
-) -> None:
+def _kind(tensor: Any) -> Key:
+    """All that a check, or a decision after it, asks of a dense tensor; an error for other objects."""
+    if tensor.is_neg() or tensor._is_zerotensor() or _is_wrapped(tensor):
+        # A wrapped tensor, which a transform that has ended left behind, has the class of a plain one.
+        raise TypeError
+    return (
+        type(tensor), tensor.layout, tensor.requires_grad, tensor.shape, tensor.stride(), tensor.dtype, tensor.device,
+    )  # fmt: skip
+
+
+def _kind_of_targets(targets: Tensor | SparseTargets) -> Key:
+    if type(targets) is not SparseTargets:
+        return _kind(targets)
+    crow, col = targets.crow, targets.col
+    if not (crow.is_contiguous() and col.is_contiguous()) or crow.is_neg() or col.is_neg():
+        raise TypeError
+    # The number of ids is another in each batch.
+    return targets.num_labels, type(crow), crow.shape, crow.dtype, crow.device, type(col), col.dtype, col.device
+
+
+def keep_call(key: Key, given_spec: LossSpec, problem: Problem, backend: Backend, gradient: str, scale: float) -> None:
     """Keeps what was decided for a problem whose logits and targets are as the caller gave them."""
-    if not (_is_plain(problem.logits) and (isinstance(problem.targets, SparseTargets) or _is_plain(problem.targets))):
+    # What a subclass does, such as a FakeTensor, is not known from its kind.
+    if any(part is not None and type(part) not in _PLAIN for part in (problem.logits, *problem.target_tensors())):
         return
     statistics, spec, labels = problem.statistics, problem.spec, problem.labels
     reference = kept_under = None
@@ -139,14 +131,8 @@ def keep_call(
             kept_under = constants_key(spec, problem.dtype, problem.logits.device)
             if statistics.cache.get(kept_under) is not labels:
                 return
-    plan, on_cpu = backend.plan(problem), devices.kind(problem.logits.device) == "cpu"
-    call = KeptCall(given_spec, reference, spec, kept_under, backend, plan, gradient, scale, on_cpu)
+    call = KeptCall(given_spec, reference, spec, kept_under, backend, backend.plan(problem), gradient, scale)
     keep(_calls, key, call, _MOST_KEPT)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    # What a subclass, such as a FakeTensor, does is not known from its kind.
-    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def forget() -> None:

@@ -213,8 +213,8 @@ class SparseTargets:
 
     def contiguous(self) -> SparseTargets:
         """The same targets, whose tensors a kernel can read by pointer; itself where they are such."""
-        # Tracing knows no negative bit, and compiled code never sets one.
         crow, col = self.crow, self.col
+        # Tracing knows no negative bit, and compiled code never sets one.
         if (
             crow.is_contiguous()
             and col.is_contiguous()

@@ -1,6 +1,7 @@
 """What is kept of a call for the next of its kind: nothing that could make the next one wrong."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,8 +133,12 @@ def test_others_at_the_same_place_in_memory_are_told_apart():
     balanced_loss(logits, targets, DB, statistics)
     (key,) = kept_calls._calls
     other = LabelStatistics.from_counts([7] * 70, 100, mu=0.9)
-    assert kept_calls.kept_call(key, logits, targets, statistics) is not None
-    assert kept_calls.kept_call(key, logits, targets, other) is None
+    (call,) = kept_calls._calls.values()
+    settings = ("mean", "auto", "auto")
+    assert kept_calls.find_call(logits, targets, DB, statistics, *settings)[:2] == (key, call)
+    # As if the other had the first one's identity.
+    kept_calls._calls[kept_calls.find_call(logits, targets, DB, other, *settings)[0]] = call
+    assert kept_calls.find_call(logits, targets, DB, other, *settings)[1] is None
 
 
 def test_statistics_are_not_held():
@@ -159,3 +164,69 @@ def test_calls_with_more_tensors_are_not_kept(name):
     more = {"sample_weight": torch.ones(4), "label_mask": torch.ones(70, dtype=torch.bool), "ignore_index": -100}
     balanced_loss(logits, targets, DB, statistics, **{name: more.get(name, torch.ones(70))})
     assert not kept_calls._calls
+
+
+@pytest.mark.parametrize("options", [{"gradient": "in_place"}, {"impl": "reference"}])
+def test_calls_that_need_a_look_each_time_are_not_kept(options):
+    logits, targets, statistics = problem(4, 70)
+    balanced_loss(logits * 1, targets, DB, statistics, **options)
+    assert not kept_calls._calls
+    pooled = LossSpec(weighting="class_balanced", pooling="rarest")
+    balanced_loss(logits, targets, pooled, statistics)
+    assert not kept_calls._calls
+
+
+@pytest.mark.parametrize("impl", IMPLS, indirect=True)
+def test_a_second_backward_of_a_kept_call(impl, device):
+    logits, targets, statistics = problem(4, 70)
+    ids, z = SparseTargets.from_dense(targets).to(device), logits.to(device).requires_grad_()
+    balanced_loss(z, ids, DB, statistics, impl=impl)
+    loss = balanced_loss(z, ids, DB, statistics, impl=impl)
+    first, second = (torch.autograd.grad(loss, z, torch.tensor(3.0), retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(second, first)
+    ids.col.sub_(1).clamp_(min=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, z)
+
+
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+@pytest.mark.parametrize("impl", ["auto", "triton"], indirect=True)
+def test_saved_logits_come_back_with_other_strides(impl, gradient, device):
+    logits, targets, statistics = problem(4, 70)
+    whole = torch.zeros(4, 75, device=device)
+    whole[:, :70] = logits
+    z = whole[:, :70].requires_grad_()
+    (expected,) = torch.autograd.grad(balanced_loss(z, targets.to(device), DB, statistics, impl=impl), z)
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.contiguous()):
+            loss = balanced_loss(z, targets.to(device), DB, statistics, impl=impl, gradient=gradient)
+        for _ in range(2):
+            torch.testing.assert_close(torch.autograd.grad(loss, z, retain_graph=True)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_parameters(dtype):
+    logits, targets, statistics = problem(4, 70, dtype)
+    z = torch.nn.Parameter(logits)
+    losses = [balanced_loss(z, targets, DB, statistics) for _ in range(3)]
+    (call,) = kept_calls._calls.values()
+    assert call.gradient == ("backward" if dtype == torch.float16 else "forward")
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in losses]
+    expected = loss_and_gradient(logits, targets, DB, statistics)
+    for loss, gradient in zip(losses, gradients, strict=True):
+        torch.testing.assert_close(loss.detach(), expected[0])
+        torch.testing.assert_close(gradient, expected[1])
+
+
+def test_threads_share_what_is_kept(device):
+    logits, targets, statistics = problem(4, 70)
+    z, y = logits.to(device), targets.to(device)
+    expected = loss_and_gradient(z, y, DB, statistics)
+
+    def several(_):
+        return [loss_and_gradient(z, y, DB, statistics) for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(several, range(4)):
+            for result in results:
+                torch.testing.assert_close(result, expected)

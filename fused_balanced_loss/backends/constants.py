@@ -15,9 +15,9 @@ from . import device
 from .kept import keep
 from .problem import LabelConstants
 
-# Those of a loss without statistics and weights.
+# What a loss without statistics and weights computes with.
 NO_CONSTANTS = LabelConstants(None, None, None)
-# Specs, dtypes and devices for which one LabelStatistics keeps something: a training loop uses one or two.
+# What one LabelStatistics keeps for specs, dtypes and devices: a training loop uses one to three entries.
 MOST_KEPT = 12
 # Elements of the product from which dense row sums are taken: it is made for some rows at a time, on the CPU so that it
 # stays in cache, on a GPU so that few operators are started.
@@ -112,16 +112,20 @@ def _cast(constants: LabelConstants, dtype: torch.dtype, device: torch.device) -
     return LabelConstants(*(None if part is None else part.to(device, dtype).contiguous() for part in constants))
 
 
-def _weight_at(counts: Tensor, spec: LossSpec, scale: float) -> Tensor:
+def _weight_at(counts: Tensor, spec: LossSpec, scale: Tensor) -> Tensor:
     """Weight of a label with training count ``counts`` (float64, any shape and device)."""
     if spec.weighting == "class_balanced":
         return class_balanced_weight(counts, spec.beta_cb)
     return counts.pow(_power(spec)) / scale
 
 
-def _weight_scale(statistics: LabelStatistics, spec: LossSpec) -> float:
-    """What the weights are divided by, so that their mean over the labels is 1; class-balanced ones are not."""
-    return 1.0 if spec.weighting == "class_balanced" else float(statistics.clamped_counts.pow(_power(spec)).mean())
+def _weight_scale(statistics: LabelStatistics, spec: LossSpec) -> Tensor:
+    """float64 [], what the weights are divided by so that their mean over the labels is 1; 1 for class-balanced ones.
+
+    It is no number, because torch.compile would not know a number of a tensor.
+    """
+    counts = statistics.clamped_counts
+    return counts.new_ones(()) if spec.weighting == "class_balanced" else counts.pow(_power(spec)).mean()
 
 
 def _power(spec: LossSpec) -> float:
@@ -145,16 +149,16 @@ def row_weight(
 
 
 class PoolingConstants(NamedTuple):
-    """What one weight for each row is made of.
+    """What one weight for each row is made of, float64 on one device.
 
-    value: float64 [C], what is pooled over a row's labels: their counts, or their weights.
-    scale: as ``_weight_scale``.
-    of_empty: the weight of a row without labels: as if it had a label that all samples carry.
+    value: [C], what is pooled over a row's labels: their counts, or their weights.
+    scale: [], as ``_weight_scale``.
+    of_empty: [], the weight of a row without labels: as if it had a label that all samples carry.
     """
 
     value: Tensor
-    scale: float
-    of_empty: float
+    scale: Tensor
+    of_empty: Tensor
 
 
 def pooling_constants(statistics: LabelStatistics, spec: LossSpec, device: torch.device) -> PoolingConstants:
@@ -165,9 +169,9 @@ def pooling_constants(statistics: LabelStatistics, spec: LossSpec, device: torch
         with torch.inference_mode(False), torch.no_grad():
             counts, scale = statistics.clamped_counts, _weight_scale(statistics, spec)
             value = counts if spec.pooling == "mean_count" else _weight_at(counts, spec, scale)
-            of_empty = _weight_at(torch.tensor(float(statistics.num_samples), dtype=torch.float64), spec, scale)
-            found = PoolingConstants(value.to(device), scale, float(of_empty))
-        if not torch.compiler.is_compiling() and type(found.value) is Tensor:
+            of_empty = _weight_at(torch.full_like(scale, statistics.num_samples), spec, scale)
+            found = PoolingConstants(*(part.to(device) for part in (value, scale, of_empty)))
+        if not torch.compiler.is_compiling() and all(type(part) is Tensor for part in found):
             keep(statistics.cache, key, found, MOST_KEPT)
     return found
 
@@ -175,16 +179,20 @@ def pooling_constants(statistics: LabelStatistics, spec: LossSpec, device: torch
 def _pooled_row_weight(targets: Tensor | SparseTargets, pooling: PoolingConstants, spec: LossSpec) -> Tensor:
     """float64 [N]. A target between 0 and 1 is that share of a label; for the rarest label it is a label."""
     value, scale, of_empty = pooling
-    if spec.pooling == "rarest":
-        # The rarest label has the largest weight, and no weight is below that of a label that all samples carry.
-        if isinstance(targets, SparseTargets):
-            return torch.segment_reduce(value[targets.col], "max", offsets=targets.crow, initial=of_empty)
-        return torch.where(_shares(targets) > 0, value, of_empty).amax(1)
-    number = targets.crow.diff() if isinstance(targets, SparseTargets) else _shares(targets).sum(1, dtype=value.dtype)
-    mean = row_sums(targets, value) / number
+    if isinstance(targets, SparseTargets):
+        number = targets.crow.diff()
+        how = "max" if spec.pooling == "rarest" else "sum"
+        pooled = torch.segment_reduce(value[targets.col], how, offsets=targets.crow, initial=0)
+    else:
+        share = _shares(targets).to(value.dtype)
+        number = share.sum(1)
+        pooled = torch.where(share > 0, value, 0.0).amax(1) if spec.pooling == "rarest" else share @ value
+    # The largest weight is that of the rarest label.
+    if spec.pooling != "rarest":
+        pooled = pooled / number
     if spec.pooling == "mean_count":
-        mean = _weight_at(mean, spec, scale)
-    return torch.where(number > 0, mean, of_empty)
+        pooled = _weight_at(pooled, spec, scale)
+    return torch.where(number > 0, pooled, of_empty)
 
 
 def row_sums(targets: Tensor | SparseTargets, value: Tensor) -> Tensor:

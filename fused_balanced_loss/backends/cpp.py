@@ -42,15 +42,10 @@ def unavailable(problem: Problem) -> str | None:
     if type(logits) not in (Tensor, torch.nn.Parameter):
         return f"{type(logits).__name__}, which may have no memory of its own"
     try:
-        _kernel_of(problem)
+        plan(problem)
     except KernelBuildError as error:
         return str(error)
     return None
-
-
-def plan(problem: Problem) -> tuple[_Kernel, bytes]:
-    """The kernel for problems of this kind, and its second argument."""
-    return _kernel_of(problem)
 
 
 def prepare(problem: Problem) -> Problem:
@@ -115,7 +110,7 @@ def _run(
     """One call of the kernel. loss: its sum; elements: of each element [N, C]; both are written, like ``gradient``."""
     logits, targets, _, labels, row_weight, mask, row_sum, *_ = problem
     rows, columns = logits.shape
-    kernel, numbers = problem.plan or _kernel_of(problem)
+    kernel, numbers = problem.plan or plan(problem)
     if isinstance(targets, Tensor):
         target_fields = targets.data_ptr(), targets.stride(0), _TARGETS[targets.dtype], 0, 0, 0
     else:
@@ -171,8 +166,8 @@ _KERNELS: dict[int, _Kernels] = {}
 _MOST_SPECS = 64
 
 
-def _kernel_of(problem: Problem) -> tuple[_Kernel, bytes]:
-    """The kernel for a problem, and its second argument."""
+def plan(problem: Problem) -> tuple[_Kernel, bytes]:
+    """The kernel for problems of this kind, and its second argument."""
     spec, labels = problem.spec, problem.labels
     kernels = _KERNELS.get(id(spec))
     if kernels is None:
@@ -215,6 +210,6 @@ def _kernel(macros: Macros, dtype: torch.dtype, has_bias: bool, rebalanced: bool
 
 
 def forget() -> None:
-    """Forgets the kernels that were loaded, so that the next call asks for its library again."""
+    """Forgets the kernels that were loaded; a kept call has its own until ``kept_calls.forget``."""
     _KERNELS.clear()
     _kernel.cache_clear()

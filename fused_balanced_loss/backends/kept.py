@@ -7,7 +7,11 @@ from typing import Any
 
 def keep(cache: dict[Any, Any], key: object, value: Any, most: int, spare: object = None) -> None:
     """Adds an entry to a cache of at most ``most``; the oldest make room, but not that under ``spare``."""
-    # The keys are copied first, because another thread may add one meanwhile.
-    for old in [other for other in list(cache) if other != spare][: max(0, len(cache) + 1 - most)]:
-        cache.pop(old, None)
+    if len(cache) >= most:
+        # The keys are copied first, because another thread may add one meanwhile.
+        for old in list(cache):
+            if len(cache) < most:
+                break
+            if spare is None or old != spare:
+                cache.pop(old, None)
     cache[key] = value

@@ -57,6 +57,8 @@ class Problem(NamedTuple):
     statistics, label_weights: what the constants of the labels were made from, for the reference, which derives them
         itself, and for what is kept beside them.
     plan: what the implementation's ``plan`` has decided for problems of this kind; None lets it decide now.
+    in_operator: whether an operator of torch.compile computes it. It may keep no memory beyond the call: under
+        ``mode="reduce-overhead"`` it is given memory of a CUDA graph's pool, and what stays in use there is an error.
     """
 
     logits: Tensor
@@ -70,6 +72,7 @@ class Problem(NamedTuple):
     statistics: LabelStatistics | None = None
     label_weights: LabelWeights | None = None
     plan: Any = None
+    in_operator: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,7 +145,15 @@ def from_arguments(arguments: tuple[Any, ...], num_labels: int) -> Problem:
     logits, dense, crow, col, *constants, row_weight, label_mask, numbers = arguments
     targets = SparseTargets(crow, col, num_labels, check=False) if dense is None else dense
     labels = LabelConstants(*constants)
-    return Problem(logits, targets, _spec_of(tuple(numbers)), labels, row_weight, label_mask)
+    return Problem(
+        logits,
+        targets,
+        _spec_of(tuple(numbers)),
+        labels,
+        row_weight=row_weight,
+        label_mask=label_mask,
+        in_operator=True,
+    )
 
 
 @functools.lru_cache(maxsize=64)

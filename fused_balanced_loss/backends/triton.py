@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..kernels.scale_gradient import scale_kernel
@@ -13,7 +12,7 @@ from .kept import keep
 from .problem import Problem, gradient_like
 from .triton_counters import counters, forget
 from .triton_launch import Launch, launch_of
-from .triton_plan import Plan, plan_of
+from .triton_plan import Plan, plan
 
 _SCALE_BLOCK = 1024
 _LARGEST = 1 << 30
@@ -22,26 +21,20 @@ _MOST_KEPT = 256
 _scalings: dict[object, _Scaling] = {}
 
 
-def plan(problem: Problem) -> Plan:
-    """How the launches of problems of this kind go."""
-    return plan_of(problem)
-
-
 def prepare(problem: Problem) -> Problem:
     """The problem with its plan, and with the terms of its rows, which the forward and the backward share."""
-    decided = problem.plan
+    decided, terms = problem.plan, problem.row_terms
     # What autograd had saved may come back with other strides, as from `save_on_cpu`.
     if decided is None or decided.strides[0] != problem.logits.stride(0):
-        decided = plan_of(problem)
-    elif problem.row_terms is not None or not decided.makes_terms:
-        return problem
-    if not decided.makes_terms:
-        return problem._replace(plan=decided, row_terms=None)
-    try:
-        return problem._replace(plan=decided, row_terms=decided.make_terms(problem))
-    except BaseException:
-        forget()
-        raise
+        decided, terms = plan(problem), None
+    if decided.makes_terms and terms is None:
+        try:
+            terms = decided.make_terms(problem)
+        except BaseException:
+            forget()
+            raise
+    same = decided is problem.plan and terms is problem.row_terms
+    return problem if same else problem._replace(plan=decided, row_terms=terms)
 
 
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
@@ -99,16 +92,16 @@ def _scaling_of(gradient: Tensor, upstream: Tensor) -> _Scaling:
 
 def _launch(problem: Problem, want_value: str, scale: float, gradient: Tensor | None) -> Tensor:
     """The loss, with the gradient written where there is room for it."""
-    plan: Plan = problem.plan
+    decided: Plan = problem.plan
     partial = count = None
     if want_value == "elements":
-        made = problem.logits.new_empty(problem.logits.shape, dtype=plan.dtype)
+        made = problem.logits.new_empty(problem.logits.shape, dtype=decided.dtype)
     else:
-        made = torch.empty_like(plan.number)
-        partial = made.new_empty(plan.num_partials)
-        count = counters(plan.device, plan.num_counters)
+        made = problem.logits.new_empty((), dtype=decided.dtype)
+        partial = made.new_empty(decided.num_partials)
+        count = counters(decided.device, decided.num_counters, not problem.in_operator)
     try:
-        plan.launch_loss(problem, want_value, None, (made, gradient, partial, count), scale)
+        decided.launch_loss(problem, want_value, None, (made, gradient, partial, count), scale)
     except BaseException:
         forget()
         raise

@@ -64,9 +64,6 @@ class Plan:
         self.dtype = problem.dtype
         self.csr, self.rebalanced = dense is None, labels.inverse_frequency is not None
         self.num_rows, self.num_labels = logits.shape
-        # To make another like it takes half the time of making one by its dtype.
-        with torch.inference_mode(False):
-            self.number = torch.empty((), dtype=self.dtype, device=self.device)
         self.cut = cut = layout(self.num_labels, logits.stride(0), logits.element_size())
         resident = RESIDENT_MIXED if problem.mixed else RESIDENT
         at_once = devices.num_processors(self.device) * resident[logits.element_size()]
@@ -222,14 +219,14 @@ class Plan:
             **self._constants,
         }
         constants["COPIES"] = copies
-        dtypes = (*self._dtypes, gradient, upstream, self._terms is None)
+        dtypes = (*self._dtypes, gradient, upstream, self.makes_terms)
         return launch_of(logits_loss_kernel, self.device, dtypes, tuple(constants.items()), num_warps=1)
 
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 
 
-def plan_of(problem: Problem) -> Plan:
+def plan(problem: Problem) -> Plan:
     """The plan of a problem; kept for the next of its kind."""
     logits, labels = problem.logits, problem.labels
     dense, crow, col = problem.target_tensors()
@@ -260,11 +257,11 @@ def plan_of(problem: Problem) -> Plan:
         TEAM,
         WAVES,
     )
-    plan = _plans.get(key)
-    if plan is None:
-        plan = Plan(problem)
-        keep(_plans, key, plan, _MOST_KEPT)
-    return plan
+    found = _plans.get(key)
+    if found is None:
+        found = Plan(problem)
+        keep(_plans, key, found, _MOST_KEPT)
+    return found
 
 
 def _number_of(col: Tensor | None) -> int:

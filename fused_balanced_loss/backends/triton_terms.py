@@ -104,5 +104,5 @@ class DenseTerms:
             return
         assert weight_slope is not None
         partial = weight_slope.new_empty(self._grid[0])
-        count = counters(problem.logits.device, self._num_rows)
+        count = counters(problem.logits.device, self._num_rows, not problem.in_operator)
         self._launch(self._grid, (targets, inverse_frequency, weight_slope, partial, count), self._numbers)

@@ -48,9 +48,10 @@ class LinearLoss(torch.autograd.Function):
             # In the backward by choice, or a second backward: the first has given its gradients away.
             features, weight, bias, *_ = ctx.saved_tensors
             _, gradients = chunked.run(features, weight, bias, wants=ctx.wants)
-        d_features, d_weight, d_bias = finish(gradients, upstream, chunked.scale, *ctx.dtypes)
+        factor = late_factor(upstream, chunked.late_scale)
+        d_features, d_weight, d_bias = finish(gradients, factor, *ctx.dtypes)
         if d_weight is not None:
-            chunked.backend.scale_gradient(d_weight, weight_factor(d_weight, upstream, chunked.scale))
+            chunked.backend.scale_gradient(d_weight, factor if d_weight.dtype == torch.float16 else upstream)
         return d_features, d_weight, d_bias, None, None
 
 
@@ -74,43 +75,39 @@ class UpdatingLoss(torch.autograd.Function):
         features, weight, bias, loss, *_ = ctx.saved_tensors
         chunked: ChunkedPass = ctx.chunked
         finite = torch.isfinite(loss) & torch.isfinite(upstream)
-        factor = scaled(upstream, chunked.scale)
+        factor = late_factor(upstream, chunked.late_scale)
         take_gradients = ctx.update.step(weight.detach(), None if bias is None else bias.detach(), factor, finite)
         wants = (ctx.needs_input_grad[0], True, True)
         _, gradients = chunked.run(features, weight, bias, wants=wants, take_gradients=take_gradients)
         torch.autograd.graph.increment_version(weight)
         if bias is not None:
             torch.autograd.graph.increment_version(bias)
-        d_features, _, _ = finish(gradients, upstream, chunked.scale, features.dtype, None)
+        d_features, _, _ = finish(gradients, factor, features.dtype, None)
         return d_features, None, None, None, None
 
 
-def finish(
-    gradients: Gradients, upstream: Tensor, scale: float | Tensor, features: torch.dtype, bias: torch.dtype | None
-) -> Gradients:
-    """Gradients of features and bias times scale and upstream gradient, in their dtypes; the weight's as it is.
+def late_factor(upstream: Tensor, late_scale: float) -> Tensor:
+    """What gradients without the late scale are multiplied by; 1 costs no operator."""
+    return upstream if late_scale == 1.0 else upstream * late_scale
 
-    Those of the dtype that is asked for are changed in place.
+
+def finish(
+    gradients: Gradients, factor: Tensor, features: torch.dtype, bias: torch.dtype | None, in_place: bool = True
+) -> Gradients:
+    """Gradients of features and bias times ``factor``, in their dtypes; the weight's as it is.
+
+    in_place: whether those that have this dtype already may be changed.
     """
-    factor = scaled(upstream, scale)
     d_features, d_weight, d_bias = gradients
     if d_features is not None:
-        d_features = _times(d_features, factor, features)
+        d_features = _times(d_features, factor, features, in_place)
     if d_bias is not None and bias is not None:
-        d_bias = _times(d_bias, factor, bias)
+        d_bias = _times(d_bias, factor, bias, in_place)
     return Gradients(d_features, d_weight, d_bias)
 
 
-def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _times(gradient: Tensor, factor: Tensor, dtype: torch.dtype, in_place: bool) -> Tensor:
+    if not in_place:
+        return (gradient * factor).to(dtype)
     out = gradient if gradient.dtype == dtype else gradient.new_empty(gradient.shape, dtype=dtype)
     return torch.mul(gradient, factor, out=out)
-
-
-def scaled(upstream: Tensor, scale: float | Tensor) -> Tensor:
-    """upstream [] * scale, without an operator for 1."""
-    return upstream if isinstance(scale, float) and scale == 1.0 else upstream * scale
-
-
-def weight_factor(d_weight: Tensor, upstream: Tensor, scale: float | Tensor) -> Tensor:
-    """What is left to multiply the weight's gradient by: float16 is unscaled so far, to stay in its range."""
-    return upstream * scale if d_weight.dtype == torch.float16 else upstream

@@ -18,9 +18,9 @@ from .products import add_product, product, reads_gaps, scaled_product, without_
 class Gradients(NamedTuple):
     """Gradients; None where not asked for.
 
-    features: [N, D] in the accumulation dtype, without ``ChunkedPass.scale``.
-    weight: [C, D] in the weight's dtype, with ``scale``, but for float16, which is without.
-    bias: [C] in the accumulation dtype, without ``scale``.
+    features: [N, D] in the accumulation dtype, yet to be multiplied by ``ChunkedPass.late_scale``.
+    weight: [C, D] in the weight's dtype; if that is float16, yet to be multiplied by ``late_scale``.
+    bias: [C] in the accumulation dtype, yet to be multiplied by ``late_scale``.
     """
 
     features: Tensor | None
@@ -37,8 +37,10 @@ class ChunkedPass:
         chunk_size: labels of a chunk; None for chunks of one size, about ``default_chunk_size``.
         shape: (N, D) of the features.
         own_labels: first label and number of labels of the weight's rows, which in a shard are not all of them.
-        scale: factor on loss and gradients. The kernel takes it, but for float16, whose range the gradient of a mean
-            can leave: there it is left to ``self.scale``, which for all others is 1.
+        scale: factor on loss and gradients. The kernel of the loss takes it. Where products or weights are float16,
+            whose range the gradient of a mean can leave, it comes after the products, as ``late_scale``; that is 1
+            for all others.
+        weight_dtype: of the classifier's weight.
         update: whether the backward updates the weights.
 
     Raises:
@@ -53,13 +55,16 @@ class ChunkedPass:
         shape: tuple[int, int],
         own_labels: tuple[int, int],
         scale: float,
-        update: bool = False,
+        weight_dtype: torch.dtype,
+        *,
+        update: bool,
     ) -> None:
         self.dtype = problem.logits.dtype
         self.backend = select(impl, problem)
-        self._kernel_scale, self.scale = (1.0, scale) if self.dtype == torch.float16 else (scale, 1.0)
+        is_late = torch.float16 in (self.dtype, weight_dtype)
+        self._kernel_scale, self.late_scale = (1.0, scale) if is_late else (scale, 1.0)
         first, num_labels = own_labels
-        most = default_chunk_size(*shape, self.dtype, problem.logits.device, update)
+        most = default_chunk_size(*shape, self.dtype, problem.logits.device, update=update)
         size = min(chunk_size, max(num_labels, 1)) if chunk_size else even_chunk_size(most, num_labels)
         self._chunks = LabelChunks(problem, size, first, num_labels)
         num_columns = len(self._chunks.rows) * row_stride(size)
@@ -81,14 +86,14 @@ class ChunkedPass:
         take_gradients: GradientConsumer | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, Gradients]:
-        """The sum of the loss of ``features @ weight.T + bias`` times the factor, and the gradients asked for.
+        """``scale`` times the sum of the loss of ``features @ weight.T + bias``, and the gradients asked for.
 
         Args:
             features: [N, D]. weight: [C, D]. bias: [C], or None. Another dtype than that of the products is converted,
                 the weight's chunk by chunk.
             wants: whether the gradients of features, weight and bias are wanted.
-            take_gradients: gets the gradients of weight and bias chunk by chunk, without ``scale``, so that they never
-                exist whole.
+            take_gradients: gets the gradients of weight and bias chunk by chunk, without ``late_scale``, so that they
+                never exist whole.
             keep: keeps the gradient of the logits for the next pass, which then makes gradients alone: its loss is 0.
         """
         features, weight = without_gaps(features.detach().to(self.dtype)), weight.detach()
@@ -96,14 +101,13 @@ class ChunkedPass:
         want_features, want_weight, want_bias = wants
         # All views are made before the loop: each would be an operator for each chunk.
         weights = _Weights(weight, size, self.dtype)
-        biases = None if bias is None else _parts(bias.detach().to(self.dtype), size)
+        biases = None if bias is None else _parts_of(bias.detach().to(self.dtype), size)
         kept, self._kept = self._kept, []
         chunks = kept or self._memory(features, whole=keep)
         d_features = d_weight = d_bias = None
         if want_features:
-            # The first chunk's product writes it; a shard may have no chunk.
-            make = features.new_empty if chunks else features.new_zeros
-            d_features = make(features.shape, dtype=exact)
+            # The first chunk's product writes it, but a shard may have no chunk.
+            d_features = (features.new_empty if chunks else features.new_zeros)(features.shape, dtype=exact)
         d_weights: Sequence[Tensor] = ()
         d_biases: Sequence[Tensor] = ()
         if take_gradients is not None:
@@ -114,11 +118,11 @@ class ChunkedPass:
         else:
             if want_weight:
                 d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-                d_weights = _parts(d_weight, size)
+                d_weights = _parts_of(d_weight, size)
             if want_bias:
                 d_bias = features.new_empty(len(weight), dtype=exact)
-                d_biases = _parts(d_bias, size)
-        scale = 1.0 if weight.dtype == torch.float16 else self.scale
+                d_biases = _parts_of(d_bias, size)
+        weight_scale = 1.0 if weight.dtype == torch.float16 else self.late_scale
         losses = []
         for number, problem in enumerate(self._chunks):
             rows = self._chunks.rows[number]
@@ -147,14 +151,14 @@ class ChunkedPass:
             if d_bias is not None:
                 torch.sum(logits, 0, dtype=exact, out=d_biases[number])
             if d_weight is not None:
-                scaled_product(d_weights[number], logits_t, features, scale)
+                scaled_product(d_weights[number], logits_t, features, weight_scale)
         if keep:
             self._kept = chunks
         if len(losses) == 1:
             loss = losses[0]
         else:
             loss = torch.stack(losses).sum() if losses else features.new_zeros((), dtype=exact)
-        return loss if self.scale == 1.0 else loss * self.scale, Gradients(d_features, d_weight, d_bias)
+        return loss if self.late_scale == 1.0 else loss * self.late_scale, Gradients(d_features, d_weight, d_bias)
 
     def _memory(self, features: Tensor, whole: bool) -> list[tuple[Tensor, Tensor]]:
         """Memory for the logits [N, b] of each chunk, and their transposes; ``whole``: the chunks do not share it."""
@@ -177,9 +181,9 @@ class ChunkedPass:
         return found
 
 
-def _parts(whole: Tensor, size: int, dim: int = 0) -> Sequence[Tensor]:
+def _parts_of(tensor: Tensor, size: int, dim: int = 0) -> Sequence[Tensor]:
     """Parts of ``size`` along a dimension. One part is no view: each view takes the host a microsecond or two."""
-    return (whole,) if size >= whole.shape[dim] else whole.split(size, dim)
+    return (tensor,) if size >= tensor.shape[dim] else tensor.split(size, dim)
 
 
 class _Weights:
@@ -187,10 +191,10 @@ class _Weights:
 
     def __init__(self, weight: Tensor, size: int, dtype: torch.dtype) -> None:
         weight = without_gaps(weight)
-        self._given = _parts(weight, size)
+        self._given = _parts_of(weight, size)
         self._converted: dict[int, tuple[Tensor, Tensor]] = {}
         if weight.dtype == dtype:
-            self._transposed = _parts(weight.t(), size, 1)
+            self._transposed = _parts_of(weight.t(), size, 1)
             return
         # Under autocast; one memory for all chunks.
         memory = weight.new_empty(min(size, len(weight)), weight.shape[1], dtype=dtype)

@@ -62,8 +62,8 @@ def linear_balanced_loss(
         class_weight: what :func:`balanced_loss` calls ``weight``.
         reduction: ``"mean"``, ``"batchmean"`` or ``"sum"``.
         chunk_size: labels of a chunk, at least 1. None: a multiple of 128; on a CPU as many as have 32 MiB of
-            weights and logits, on a GPU 256 MiB of weights (128 with an update) and at most as many of
-            logits.
+            weights and logits, on a GPU 256 MiB of weights, 128 with an update, and at most as many
+            of logits.
         impl: as for :func:`balanced_loss`; ``"reference"`` makes the logits.
         gradient: ``"forward"`` makes the gradients in the pass that computes the loss, and keeps them;
             ``"backward"`` computes each chunk's logits again. ``"auto"``: forward.
@@ -194,8 +194,16 @@ def run(
             # The update changes weight and bias, which an operator with a derivative must not.
             torch._dynamo.graph_break()
         scale = mean_scale(reduction, batch.label_mask, num_rows, num_labels)
-        shape = num_rows, flat.shape[1]
-        chunked = ChunkedPass(problem, impl, chunk_size, shape, own_labels, scale, update is not None)
+        chunked = ChunkedPass(
+            problem,
+            impl,
+            chunk_size,
+            (num_rows, flat.shape[1]),
+            own_labels,
+            scale,
+            weight.dtype,
+            update=update is not None,
+        )
         loss = _differentiable(inputs, weight, bias, chunked, gradient, update)
     if shard is not None:
         loss = shard.total(loss)

@@ -22,21 +22,23 @@ from ..targets import SparseTargets
 # 128 x 670,091 x 768, chunks of 20 MiB take 1.9 ms, 64 MiB 1.2, 128 MiB 1.03 and 256 MiB 0.97; F.linear and our loss
 # take 0.98. Not yet measured.
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
-# With an update in the backward there is a float32 gradient of a chunk's weights, of twice as many bytes or more.
-UPDATE_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+# With an update in the backward a chunk's weights have a float32 gradient beside them.
+UPDATE_CHUNK_BYTES = {**CHUNK_BYTES, "cuda": 128 << 20}
 _MULTIPLE = 128
 
 
 def default_chunk_size(
-    num_rows: int, num_features: int, dtype: torch.dtype, device: torch.device, update: bool = False
+    num_rows: int, num_features: int, dtype: torch.dtype, device: torch.device, *, update: bool
 ) -> int:
     """Labels of a chunk, at most; a multiple of 128. update: whether the backward updates the weights."""
-    most = UPDATE_CHUNK_BYTES if update else CHUNK_BYTES
-    if devices.kind(device) == "cpu":
-        size = most["cpu"] // (dtype.itemsize * (num_rows + num_features))
-    else:
-        size = most["cuda"] // (dtype.itemsize * max(num_rows, num_features, 1))
+    numbers = num_rows + num_features if devices.kind(device) == "cpu" else max(num_rows, num_features, 1)
+    size = _chunk_bytes(device, update) // (dtype.itemsize * numbers)
     return max(_MULTIPLE, size // _MULTIPLE * _MULTIPLE)
+
+
+def _chunk_bytes(device: torch.device, update: bool) -> int:
+    most = UPDATE_CHUNK_BYTES if update else CHUNK_BYTES
+    return most.get(devices.kind(device), most["cuda"])
 
 
 def even_chunk_size(most: int, num_labels: int) -> int:
@@ -52,8 +54,7 @@ def keeps_gradient(num_rows: int, num_columns: int, dtype: torch.dtype, device: 
 
     It saves a pass over the weights and one of the loss, 14 to 16 % of a step by the model.
     """
-    most = UPDATE_CHUNK_BYTES.get(devices.kind(device), UPDATE_CHUNK_BYTES["cuda"])
-    return dtype.itemsize * num_rows * num_columns <= most
+    return dtype.itemsize * num_rows * num_columns <= _chunk_bytes(device, update=True)
 
 
 def row_stride(num_labels: int) -> int:

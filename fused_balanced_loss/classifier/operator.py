@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..backends.operator import mean_scale
 from ..backends.problem import NUM_ARGUMENTS, SCHEMA, Problem, compute_dtype, from_arguments, to_arguments
-from .autograd import weight_factor
-from .chunked_pass import ChunkedPass
+from .autograd import finish
+from .chunked_pass import ChunkedPass, Gradients
 
 
 def operator(
@@ -50,11 +50,12 @@ def _loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     problem = from_arguments(flat, num_labels)._replace(logits=features.new_empty(0, dtype=dtype))
     scale = mean_scale(reduction, problem.label_mask, len(features), num_labels)
     shape = (len(features), features.shape[1])
-    chunked = ChunkedPass(problem, impl, chunk_size, shape, (first_label, num_own), scale)
+    own_labels = first_label, num_own
+    chunked = ChunkedPass(problem, impl, chunk_size, shape, own_labels, scale, weight.dtype, update=False)
     loss, gradients = chunked.run(features, weight, bias, wants=(wants[0], wants[1], wants[2]))
     nothing = loss.new_empty(0)
     d_features, d_weight, d_bias = (nothing.clone() if part is None else part for part in gradients)
-    return loss, torch.full_like(loss, chunked.scale), d_features, d_weight, d_bias
+    return loss, torch.full_like(loss, chunked.late_scale), d_features, d_weight, d_bias
 
 
 linear_operator = torch.library.custom_op(
@@ -91,16 +92,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    features, bias, scale, *parts = ctx.saved_tensors
-    d_features, d_weight, d_bias = (part if want else None for part, want in zip(parts, ctx.wants, strict=True))
-    factor = upstream * scale
-    # Not in place, as these are saved for another backward.
-    if d_features is not None:
-        d_features = (d_features * factor).to(features.dtype)
+    features, bias, late_scale, *parts = ctx.saved_tensors
+    gradients = Gradients(*(part if want else None for part, want in zip(parts, ctx.wants, strict=True)))
+    factor = upstream * late_scale
+    # Not in place, because what is saved serves a second backward, too.
+    d_features, d_weight, d_bias = finish(
+        gradients, factor, features.dtype, None if bias is None else bias.dtype, in_place=False
+    )
     if d_weight is not None:
-        d_weight = (d_weight * weight_factor(d_weight, upstream, scale)).to(d_weight.dtype)
-    if d_bias is not None and bias is not None:
-        d_bias = (d_bias * factor).to(bias.dtype)
+        d_weight = (d_weight * (factor if d_weight.dtype == torch.float16 else upstream)).to(d_weight.dtype)
     result: list[Tensor | None] = [None] * ctx.num_inputs
     result[0], result[NUM_ARGUMENTS], result[NUM_ARGUMENTS + 1] = d_features, d_weight, d_bias
     return tuple(result)

@@ -107,7 +107,9 @@ def logit_chunks(
     device = features.device
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
     features = without_gaps(features.to(dtype))
-    size = min(len(weight), chunk_size or default_chunk_size(len(features), features.shape[1], dtype, device))
+    size = min(
+        len(weight), chunk_size or default_chunk_size(len(features), features.shape[1], dtype, device, update=False)
+    )
     buffer = features.new_empty(len(features), size)
     for start in range(0, len(weight), size):
         w = without_gaps(weight[start : start + size].to(dtype))

@@ -229,7 +229,7 @@ class LabelParallelLinearLoss(LinearBalancedLoss):
             if chunk_size is None:
                 # The ranks' batches may be of different sizes, their messages not.
                 width = features.shape[-1]
-                chunk_size = default_chunk_size(width, width, features.dtype, features.device)
+                chunk_size = default_chunk_size(width, width, features.dtype, features.device, update=True)
         weight, bias = self._classifier()
         shard = self._shard(update, check=training and not self._batch_checked)
         if update is not None:

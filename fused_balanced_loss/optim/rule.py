@@ -11,7 +11,8 @@ from torch import Tensor
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT, BIAS = range(4)
 
 # Takes one chunk's gradients: the chunk's rows, the gradient of the weight [b, D] (float32 or the weight's dtype) and
-# that of the bias [b] (float32). Both are unscaled, and the next chunk overwrites their memory.
+# that of the bias [b] (float32). Both are yet to be multiplied by the step's factor. The next chunk overwrites their
+# memory.
 GradientConsumer = Callable[[slice, Tensor, Tensor], None]
 
 

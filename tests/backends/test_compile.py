@@ -1,18 +1,23 @@
 """torch.compile around the losses, the compiled implementation, and the operator that the kernels are."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 import torch._dynamo.testing
 from oracle import assert_within_rule, elements, plain
 from test_losses import DIGITS, loss_and_gradient, problem
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_balanced_loss import BalancedLoss, LinearBalancedLoss, LossSpec, SparseTargets, balanced_loss
+from fused_balanced_loss.backends import operator
 from fused_balanced_loss.backends.constants import label_constants
 from fused_balanced_loss.backends.operator import gradient_operator, loss_operator
 from fused_balanced_loss.backends.problem import Problem, to_arguments
+from fused_balanced_loss.classifier import operator as linear_operator
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +103,22 @@ def test_no_batch_size_compiles_anew(kind, impl, device):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.parametrize("pooling", ["label", "mean_count", "mean_weight", "rarest"])
+@pytest.mark.parametrize("weighting", ["class_balanced", "inverse_frequency"])
+def test_weights_are_made_in_a_graph(weighting, pooling, device):
+    """Of statistics that nothing has been made of; the first row has no label."""
+    spec = LossSpec(gamma=2, weighting=weighting, pooling=pooling)
+    logits, targets, statistics = problem(4, 30)
+    targets[0] = False
+    expected = balanced_loss(logits.double(), targets, spec, statistics, impl="reference", reduction="none")
+    for form in (targets, SparseTargets.from_dense(targets)):
+        statistics.cache.clear()
+        torch._dynamo.reset()
+        compiled = torch.compile(balanced_loss, fullgraph=True, backend="aot_eager")
+        loss = compiled(logits.to(device), form.to(device), spec, statistics, reduction="none")
+        torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=1e-8)
+
+
 def test_in_place_is_backward_under_compile(device):
     logits, targets, statistics = problem(5, 60)
     module = BalancedLoss(DB, statistics, gradient="in_place").to(device)
@@ -128,6 +149,48 @@ def test_operator_registrations(form, reduction, device):
     one = one._replace(logits=one.logits.detach())
     upstream = torch.rand(logits.shape if reduction == "none" else (), device=device)
     torch.library.opcheck(gradient_operator, (*to_arguments(one), reduction, "auto", upstream))
+
+
+class Allocations(TorchDispatchMode):
+    """Weak references to all tensors that operators give."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        parts = results if isinstance(results, (tuple, list)) else (results,)
+        self.made += [weakref.ref(part) for part in parts if isinstance(part, torch.Tensor)]
+        return results
+
+
+@pytest.mark.parametrize("form", ["bool", "csr"])
+@pytest.mark.parametrize("waves", [0, 1], ids=["terms before", "terms in the kernel"])
+@pytest.mark.parametrize("num_labels", [20, 260])
+def test_operators_keep_no_memory(num_labels, waves, form, device, monkeypatch):
+    """The CUDA graphs of mode="reduce-overhead" raise an error for memory of their pool that stays in use."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("fused_balanced_loss.backends.triton_plan.WAVES", waves)
+    num_rows = 3
+    logits, targets, statistics = problem(num_rows, num_labels)
+    given = (targets if form == "bool" else SparseTargets.from_dense(targets)).to(device)
+    labels = label_constants(statistics, DB, torch.float32, device)
+    arguments = to_arguments(Problem(logits.to(device), given, DB, labels))
+    weight, bias = torch.randn(num_labels, 4, device=device), torch.zeros(num_labels, device=device)
+    features = torch.randn(num_rows, 4, device=device)
+    rest = (weight, bias, "mean", "triton", 128, 0, num_labels, num_labels, torch.float32, [True] * 3)
+    calls = (
+        lambda: operator._loss(*arguments, "mean", "triton"),
+        lambda: operator._gradient(*arguments, "mean", "triton", torch.ones((), device=device)),
+        lambda: linear_operator._loss(features, *arguments[1:], *rest),
+    )
+    for call in calls:
+        with Allocations() as allocations:
+            call()
+        gc.collect()
+        assert allocations.made
+        assert not [reference() for reference in allocations.made if reference() is not None]
 
 
 def test_import_leaves_heavy_packages_alone():

@@ -91,7 +91,7 @@ def test_chunks_are_those_of_the_package(models, shape):
     for update, most in ((False, CHUNK_BYTES), (True, UPDATE_CHUNK_BYTES)):
         of_model = models[0].UPDATE_CHUNK_BYTES if update else models[0].CHUNK_BYTES
         assert most["cuda"] == of_model
-        size = default_chunk_size(shape[0], 768, torch.bfloat16, torch.device("cuda"), update)
+        size = default_chunk_size(shape[0], 768, torch.bfloat16, torch.device("cuda"), update=update)
         assert one.chunks(of_model)[0] == even_chunk_size(size, shape[1])
 
 

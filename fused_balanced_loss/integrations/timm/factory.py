@@ -251,9 +251,7 @@ def create_classification_loss(
             soft_targets=soft_targets,
         )
     if loss_type == "poly":
-        spec = _spec(
-            {"gamma": "poly_gamma"}, gamma=poly_gamma, poly_epsilon=poly_epsilon, label_smoothing=smoothing
-        )
+        spec = _spec({"gamma": "poly_gamma"}, gamma=poly_gamma, poly_epsilon=poly_epsilon, label_smoothing=smoothing)
         factors = None
         if poly_alpha is not None:
             if not 0 <= poly_alpha <= 1:
