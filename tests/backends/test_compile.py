@@ -193,6 +193,28 @@ def test_operators_keep_no_memory(num_labels, waves, form, device, monkeypatch):
         assert not [reference() for reference in allocations.made if reference() is not None]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("kind", ["loss", "classifier"])
+@pytest.mark.parametrize("form", ["bool", "csr"])
+def test_cuda_graphs_of_torch_compile(form, kind, device):
+    logits, targets, statistics = problem(40, 300)
+    given = (targets if form == "bool" else SparseTargets.from_dense(targets)).to(device)
+    layer = torch.nn.Linear(300, 300, bias=False).to(device)
+    module = BalancedLoss(DB, statistics) if kind == "loss" else LinearBalancedLoss(DB, statistics, 300)
+    module.to(device)
+    run = torch.compile(lambda x: module(layer(x), given), mode="reduce-overhead")
+    for step in range(4):
+        x = logits.to(device) * (step + 1)
+        results = []
+        for call in (lambda x: module(layer(x), given), run):
+            layer.zero_grad()
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = call(x)
+            loss.backward()
+            results.append((loss.detach().clone(), layer.weight.grad.clone()))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-8)
+
+
 def test_import_leaves_heavy_packages_alone():
     code = (
         "import sys, fused_balanced_loss; "

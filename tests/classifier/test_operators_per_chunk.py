@@ -102,8 +102,8 @@ def test_the_set_up_does_not_grow_and_a_chunk_takes_four_operators(targets, mask
     }
     assert found == products_and_sum
     set_up = sum(count(3, targets=targets, mask=mask).values()) - 3 * sum(found.values())
-    # Six of them write zeros behind the rows, for half precision on the CPU alone.
-    assert set_up <= 76
+    # Four of them fill fresh memory with NaN, which tests do.
+    assert set_up <= {"csr": 57, "uint8": 38}[targets] + 4 + (6 if mask else 0)
 
 
 @pytest.mark.parametrize("targets", ["csr", "uint8"])
@@ -185,7 +185,8 @@ def test_one_chunk_is_not_cut(monkeypatch):
     monkeypatch.setattr(chunked_pass, "select", lambda impl, problem: StubLoss())
     found = count(1, "csr")
     assert not {name for name in found if "sort" in name or "segment" in name}
-    assert sum(found.values()) <= 45, found
+    # Four of them fill fresh memory with NaN, which tests do.
+    assert sum(found.values()) <= 24 + 4, found
 
 
 @pytest.mark.parametrize("num_rows", range(1, 21))
