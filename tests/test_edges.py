@@ -349,6 +349,16 @@ def test_ids_that_nobody_checked_raise_and_read_no_other_memory(weighting, name,
             linear_balanced_loss(torch.randn(2, 4), torch.randn(300, 4), None, targets, spec, statistics, impl=impl)
 
 
+@pytest.mark.parametrize("name", BAD_IDS)
+@pytest.mark.parametrize("pooling", ["mean_count", "rarest"])
+def test_ids_that_nobody_checked_are_not_pooled(pooling, name):
+    logits, _, statistics = problem(2, 300)
+    targets = SparseTargets(*map(torch.tensor, BAD_IDS[name]), 300, check=False)
+    spec = LossSpec(weighting="class_balanced", pooling=pooling)
+    with pytest.raises(ValueError, match=r"crow: expected|targets: expected"):
+        balanced_loss(logits, targets, spec, statistics)
+
+
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 @pytest.mark.parametrize("how", ["forward", "backward"])

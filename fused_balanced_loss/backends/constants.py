@@ -180,9 +180,12 @@ def _pooled_row_weight(targets: Tensor | SparseTargets, pooling: PoolingConstant
     """float64 [N]. A target between 0 and 1 is that share of a label; for the rarest label it is a label."""
     value, scale, of_empty = pooling
     if isinstance(targets, SparseTargets):
-        number = targets.crow.diff()
-        how = "max" if spec.pooling == "rarest" else "sum"
-        pooled = torch.segment_reduce(value[targets.col], how, offsets=targets.crow, initial=0)
+        # PyTorch's operator reads by these offsets, whatever they are.
+        if device.kind(targets.device) == "cpu" and not torch.compiler.is_compiling():
+            targets.check()
+        crow = targets.crow.clamp(0, targets.col.shape[0])
+        number, how = crow.diff(), "max" if spec.pooling == "rarest" else "sum"
+        pooled = torch.segment_reduce(value[targets.col], how, offsets=crow, initial=0)
     else:
         share = _shares(targets).to(value.dtype)
         number = share.sum(1)
