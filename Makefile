@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := test,examples,dev,docs
+OLDEST_TRITON := 3.6.0
 # Of the tests, each with one thread.
 PROCESSES ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses $(PROCESSES) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
 
 # The corpus beside the checkout, where it is and nobody said otherwise.
 ifndef NLTK_DATA
@@ -13,7 +14,7 @@ export NLTK_DATA := $(abspath ../shared/nltk_data)
 endif
 endif
 
-.PHONY: demo quick test lint docs hub benchmark static gpu-report clean
+.PHONY: demo quick test oldest lint docs hub benchmark static gpu-report clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/paper/reproduce_reuters.py $(ARGS)
@@ -25,10 +26,18 @@ lint: $(VENV)/installed
 
 # What to run while working: all but the tests that take long or start several processes.
 quick: lint
-	$(PYTEST) -m "not slow and not distributed" $(ARGS)
+	$(PYTEST) tests -m "not slow and not distributed" $(ARGS)
 
 test: lint
-	$(PYTEST) --durations 20 $(ARGS)
+	$(PYTEST) tests --durations 20 $(ARGS)
+
+# The kernels with the oldest Triton that pyproject.toml allows; all other tests have the newest.
+oldest: build/triton-$(OLDEST_TRITON)
+	PYTHONPATH=$(abspath $<) $(PYTEST) tests/backends/test_static.py tests/backends/test_triton_launch.py \
+		tests/optim/test_static_update.py $(ARGS)
+
+build/triton-$(OLDEST_TRITON): $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$(OLDEST_TRITON)
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -n -W --keep-going docs build/docs

@@ -120,6 +120,7 @@ def compile_kernel(
         "HAS_POSITIVE_WEIGHT": pos_weight,
         "HAS_ROW_WEIGHT": False,
         "HAS_MASK": False,
+        "MIXED": (not csr and targets.startswith(("fp", "bf"))) or spec.label_smoothing > 0,
         "ALIGNED_TARGETS": not csr,
         "COPIES": cut.period > 1 and (rebalanced or class_balanced or bool(spec.kappa) or pos_weight),
         "PTX": target.backend == "cuda" and dtype != "fp64",

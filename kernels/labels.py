@@ -54,15 +54,6 @@ def smoothed(y, SMOOTHING: tl.constexpr, like):
 
 
 @triton.jit
-def has_shares(targets_ptr):
-    """Whether targets are dense and floating-point, so that they may lie between 0 and 1."""
-    if targets_ptr is None:
-        return False
-    else:
-        return targets_ptr.dtype.element_ty.is_floating()
-
-
-@triton.jit
 def tile_labels(col_ptr, low, high, start, group, lane, VECTOR: tl.constexpr):
     """Which elements [GROUPS, VECTOR] of a tile that begins at column ``start`` are labels, by the ids in ``col`` from
     ``low`` to ``high``. Each group of elements gathers its labels as bits, so that no element looks anything up.

@@ -20,7 +20,6 @@ from .labels import (
     count_before,
     dense_label,
     distance_to_boundary,
-    has_shares,
     row_bounds,
     slope_of_weight,
     smoothed,
@@ -109,6 +108,7 @@ def logits_loss_kernel(
     HAS_POSITIVE_WEIGHT: tl.constexpr,
     HAS_ROW_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
+    MIXED: tl.constexpr,
     ALIGNED_TARGETS: tl.constexpr,
     COPIES: tl.constexpr,
     PTX: tl.constexpr,
@@ -130,6 +130,7 @@ def logits_loss_kernel(
 
     WANT_VALUE: "", "sum" or "elements" (value_ptr [N, C]). UPSTREAM: "", "scalar" or "elements".
     SLOPE: whence weight_slope: "made" by ``row_terms_kernel``; "here", from the label ids; or "sum", from row_sum [N].
+    MIXED: whether an element may have both parts of the loss, by smoothing or because targets are floating-point.
     FIND_LABELS: a tile's labels are found here, not by tile_offsets.
     COPIES: of each label constant there is a copy for each distance of a row's beginning from a boundary, so that these
     loads move 16 bytes, too; the bias is in the units of ``load_shift``.
@@ -139,7 +140,6 @@ def logits_loss_kernel(
     HAS_WEIGHT: tl.constexpr = HAS_LABEL_WEIGHT or HAS_ROW_WEIGHT
     SMOOTHING: tl.constexpr = SPEC[SMOOTHING_AT]
     SMOOTHS: tl.constexpr = SMOOTHING > 0.0
-    MIXED: tl.constexpr = SMOOTHS or has_shares(targets_ptr)
     # Where there is no element, the loss is 0; but the positive part that smoothing gives it must be finite.
     OTHER: tl.constexpr = 0.0 if SMOOTHS else float("-inf")
     # The approximate lg2 loses small losses. A gamma of 1 and more makes them vanish; smaller gammas do not.

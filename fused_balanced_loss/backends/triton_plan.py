@@ -105,6 +105,7 @@ class Plan:
             "HAS_POSITIVE_WEIGHT": labels.positive_weight is not None,
             "HAS_ROW_WEIGHT": problem.row_weight is not None,
             "HAS_MASK": mask is not None,
+            "MIXED": problem.mixed,
             "ALIGNED_TARGETS": dense is not None and (dense.stride(0) - logits.stride(0)) % cut.vector == 0,
             "COPIES": False,
             "PTX": logits.dtype != torch.float64 and devices.has_ptx(self.device),
