@@ -53,7 +53,10 @@ def dense_sums_kernel(
     head = distance_to_boundary(row, targets_stride, VECTOR)
     whole = (num_labels - head) // VECTOR * VECTOR
     start = row.to(tl.int64) * targets_stride
-    total = tl.zeros([BLOCK], inverse_frequency_ptr.dtype.element_ty)
+    # Where the weight is steep, each part is rounded once.
+    DTYPE: tl.constexpr = inverse_frequency_ptr.dtype.element_ty
+    SUM: tl.constexpr = tl.float64 if SLOPE_FACTOR > 0.0 else DTYPE
+    total = tl.zeros([BLOCK], SUM)
     targets_at = targets_ptr + tl.multiple_of(start + head, VECTOR)
     for block in range(part * part_blocks, (part + 1) * part_blocks):
         offset = block * BLOCK + tl.arange(0, BLOCK)
@@ -70,7 +73,7 @@ def dense_sums_kernel(
     raw = tl.load(targets_ptr + start + column, mask=valid, other=0)
     share = as_share(raw, total)
     rest = times_share(tl.load(inverse_frequency_ptr + column, mask=valid & counted(share), other=0.0), share)
-    own = tl.sum(total) + tl.sum(rest)
+    own = (tl.sum(total) + tl.sum(rest.to(SUM))).to(DTYPE)
     partials_at = partial_ptr + row.to(tl.int64) * num_parts
     if last_to_arrive(partials_at + part, own, counters_ptr + row, num_parts):
         tl.store(counters_ptr + row, 0)
@@ -100,5 +103,6 @@ def narrow_sums_kernel(
     place = targets_ptr + row.to(tl.int64)[:, None] * targets_stride + column[None, :]
     raw = tl.load(place, mask=valid, other=0)
     share = as_share(raw, inverse)
-    sums = tl.sum(times_share(tl.where(counted(share), inverse[None, :], 0.0), share), axis=1)
+    terms = times_share(tl.where(counted(share), inverse[None, :], 0.0), share)
+    sums = tl.sum(terms.to(tl.float64) if SLOPE_FACTOR > 0.0 else terms, axis=1).to(inverse.dtype)
     tl.store(weight_slope_ptr + row, slope_of_weight(sums, SLOPE_FACTOR), mask=row < num_rows)

@@ -8,7 +8,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 # Largest exponent taken, base 2: keeps products of two exponentials finite, and cuts nothing that shows.
 BOUND = tl.constexpr(60.0)
 # From this beta * mu * log2(e) on the rebalanced weight is steep. Its exponent, a small difference of large numbers, is
-# then made of the difference r - mu, for one operation more.
+# then made of the difference r - mu, with a division that is rounded once, for some ten operations more.
 STEEP = tl.constexpr(32.0)
 
 # Where each setting of the loss stands in SPEC, the tuple that the kernels get.
@@ -56,6 +56,15 @@ def reciprocal(x, PTX: tl.constexpr):
         )
     else:
         return 1.0 / x
+
+
+@triton.jit
+def divided(a, b):
+    """a / b, rounded once."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
 
 
 @triton.jit
@@ -154,7 +163,7 @@ def balanced_element(
         and the caller leaves the value out.
     y: whether the element is a label; None: none is; True: all are.
     shift: ``load_shift`` of the biases.
-    weight_slope: 1 / (sum of 1/n over the row's labels), times -1 where the weight is steep, else -beta * log2(e).
+    weight_slope: -beta * log2(e) / (sum of 1/n over the row's labels); where the weight is steep, the sum itself.
     positive_slope, negative_slope: factors on the derivative, -scale * positive_factor and scale * negative_factor.
     SPEC: the settings of the loss, each at its place.
     EXACT: the logarithm to the last digit of the dtype, also of probabilities near 1.
@@ -180,7 +189,7 @@ def balanced_element(
         if MIDPOINT < STEEP:
             exponent = weight_slope * inverse_frequency + MIDPOINT
         else:
-            exponent = (weight_slope * inverse_frequency + SPEC[MU_AT]) * (SPEC[BETA_AT] * LOG2E)
+            exponent = (SPEC[MU_AT] - divided(inverse_frequency, weight_slope)) * (SPEC[BETA_AT] * LOG2E)
         if MIDPOINT < BOUND:
             # One reciprocal for the two sigmoids.
             f1 = 1.0 + exp2(exponent, PTX)

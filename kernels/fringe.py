@@ -96,8 +96,8 @@ def fringe_sum(
             for k in range(ROWS):
                 one = (program * ROWS + k).to(tl.int64)
                 own = sum_of_labels(
-                    crow_ptr, col_ptr, inverse_frequency_ptr, one, one < num_rows, num_labels, num_ids, 32
-                )
+                    crow_ptr, col_ptr, inverse_frequency_ptr, one, one < num_rows, num_labels, num_ids, SLOPE_FACTOR, 32
+                )  # fmt: skip
                 weight_slopes = tl.where(rows == one, slope_of_weight(own, SLOPE_FACTOR), weight_slopes)
     weights = tl.load(label_weight_ptr + columns, mask=valid, other=0.0) if HAS_LABEL_WEIGHT else 1.0
     positives = tl.load(positive_weight_ptr + columns, mask=valid, other=0.0) if HAS_POSITIVE_WEIGHT else 1.0

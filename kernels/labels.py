@@ -101,23 +101,37 @@ def search_label(crow_ptr, col_ptr, row, column, valid, num_ids):
 
 @triton.jit
 def slope_of_weight(row_sum, SLOPE_FACTOR: tl.constexpr):
-    """weight_slope: SLOPE_FACTOR / row_sum, of which ``balanced_element`` makes the rebalanced weight.
-
-    No labels: minus infinity, which the weight takes as r = infinity.
+    """weight_slope, of which ``balanced_element`` makes the rebalanced weight: SLOPE_FACTOR / row_sum; no labels give
+    minus infinity, which the weight takes as r = infinity. Where the weight is steep, row_sum.
     """
-    return (1.0 / row_sum) * SLOPE_FACTOR
+    if SLOPE_FACTOR > 0.0:
+        return row_sum
+    else:
+        return (1.0 / row_sum) * SLOPE_FACTOR
 
 
 @triton.jit
-def sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, valid, num_labels, num_ids, AT_ONCE: tl.constexpr):
+def sum_of_labels(
+    crow_ptr,
+    col_ptr,
+    inverse_frequency_ptr,
+    row,
+    valid,
+    num_labels,
+    num_ids,
+    SLOPE_FACTOR: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
     """Sum of 1/n over the labels of a row; NaN for invalid ids, and where offsets leave ``col``.
 
-    Ids are invalid that are out of range, out of order or repeated.
+    Ids are invalid that are out of range, out of order or repeated. Where the weight is steep, the sum is rounded once.
     """
+    DTYPE: tl.constexpr = inverse_frequency_ptr.dtype.element_ty
+    SUM: tl.constexpr = tl.float64 if SLOPE_FACTOR > 0.0 else DTYPE
     low, high = row_bounds(crow_ptr, row, valid, num_ids)
     wrong = tl.load(crow_ptr + row, mask=valid, other=0) != low
     wrong |= tl.load(crow_ptr + row + 1, mask=valid, other=0) != high
-    total = tl.zeros([AT_ONCE], inverse_frequency_ptr.dtype.element_ty)
+    total = tl.zeros([AT_ONCE], SUM)
     invalid = tl.zeros([AT_ONCE], tl.int32) + wrong.to(tl.int32)
     for begin in range(low, high, AT_ONCE):
         entry = begin + tl.arange(0, AT_ONCE)
@@ -127,7 +141,7 @@ def sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, valid, num_labe
         inside = (narrow >= 0) & (narrow < num_labels) & (narrow == column)
         invalid += ((entry < high) & ((inside == 0) | (before >= column))).to(tl.int32)
         total += tl.load(inverse_frequency_ptr + narrow, mask=(entry < high) & inside, other=0.0)
-    return tl.where(tl.sum(invalid) > 0, float("nan"), tl.sum(total))
+    return tl.where(tl.sum(invalid) > 0, float("nan"), tl.sum(total).to(DTYPE))
 
 
 @triton.jit
@@ -172,7 +186,9 @@ def row_terms_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     if REBALANCED:
-        total = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, BLOCK)
+        total = sum_of_labels(
+            crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, SLOPE_FACTOR, BLOCK
+        )  # fmt: skip
         tl.store(weight_slope_ptr + row, slope_of_weight(total, SLOPE_FACTOR))
     low, high = row_bounds(crow_ptr, row, True, num_ids)
     # Columns before the row's first 16-byte boundary belong to no tile.

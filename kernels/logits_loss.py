@@ -142,8 +142,9 @@ def logits_loss_kernel(
     SMOOTHS: tl.constexpr = SMOOTHING > 0.0
     # Where there is no element, the loss is 0; but the positive part that smoothing gives it must be finite.
     OTHER: tl.constexpr = 0.0 if SMOOTHS else float("-inf")
-    # The approximate lg2 loses small losses. A gamma of 1 and more makes them vanish; smaller gammas do not.
-    EXACT: tl.constexpr = SPEC[GAMMA_AT] < 1.0 or SPEC[GAMMA_NEGATIVE_AT] < 1.0 or tl.float64 == COMPUTE
+    # The approximate lg2 loses small losses. In a sum a gamma of 1 and more makes them vanish; smaller gammas do not.
+    SMALL: tl.constexpr = SPEC[GAMMA_AT] < 1.0 or SPEC[GAMMA_NEGATIVE_AT] < 1.0 or WANT_VALUE == "elements"
+    EXACT: tl.constexpr = SMALL or tl.float64 == COMPUTE
     OFFSETS: tl.constexpr = CSR and not FIND_LABELS
     program = tl.program_id(0)
     factor = tl.full((), 1.0, COMPUTE) * scale
@@ -230,7 +231,9 @@ def logits_loss_kernel(
                 if SLOPE == "sum":
                     weight_slope = slope_of_weight(tl.load(row_sum_ptr + row), SLOPE_FACTOR)
                 else:
-                    own = sum_of_labels(crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, 32)
+                    own = sum_of_labels(
+                        crow_ptr, col_ptr, inverse_frequency_ptr, row, True, num_labels, num_ids, SLOPE_FACTOR, 32
+                    )  # fmt: skip
                     weight_slope = slope_of_weight(own, SLOPE_FACTOR)
             weight = label_weight
             positive_weight = kept_weight

@@ -21,11 +21,12 @@ _MOST_PARTS = 64
 
 
 def slope_factor(spec: LossSpec) -> float:
-    """What 1 / (sum of 1/n over the row's labels) is multiplied by, as ``balanced_element`` takes it."""
+    """What 1 / (sum of 1/n over the row's labels) is multiplied by, as ``balanced_element`` takes it; 1 where it takes
+    the sum itself."""
     assert spec.mu is not None
     # In the order of the kernel, so that both agree on what is steep.
     if spec.beta * spec.mu * LOG2E.value >= STEEP.value:
-        return -1.0
+        return 1.0
     return -spec.beta * LOG2E.value
 
 
