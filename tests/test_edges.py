@@ -35,6 +35,8 @@ def test_shapes(dtype, shape, impl, device):
 def test_wide_rows_of_odd_width(dtype, device):
     """C = 18,211: rows begin at every offset to 16 bytes, tiles and fringe meet."""
     logits, targets, statistics = problem(2, 18_211, dtype=dtype, num_samples=10_000)
+    # As few labels as real rows have: Triton's interpreter takes long for each.
+    targets &= torch.rand(targets.shape) < 0.005
     targets[:, 0] = targets[:, -1] = targets[1, 1023:1026] = True
     expected = loss_and_gradient(logits.double(), targets, statistics, DB, device, impl="reference", reduction="sum")
     digits = 2e-5 if dtype == torch.float32 else 1e-2
