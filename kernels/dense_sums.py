@@ -8,9 +8,9 @@ from .ordered_sum import last_to_arrive
 
 
 @triton.jit
-def as_share(raw, like):
-    """Dense targets; those of floating point in the dtype of ``like``."""
-    return raw.to(like.dtype) if raw.dtype.is_floating() else raw
+def as_share(raw, DTYPE: tl.constexpr):
+    """Dense targets; those of floating point in DTYPE."""
+    return raw.to(DTYPE) if raw.dtype.is_floating() else raw
 
 
 @triton.jit
@@ -62,16 +62,17 @@ def dense_sums_kernel(
         offset = block * BLOCK + tl.arange(0, BLOCK)
         raw = tl.load(targets_at + offset, mask=offset < whole, other=0)
         if any_label(raw):
-            share = as_share(raw, total)
+            share = as_share(raw, DTYPE)
             counts = (offset < whole) & counted(share)
-            total += times_share(tl.load(inverse_frequency_ptr + head + offset, mask=counts, other=0.0), share)
+            inverse = tl.load(inverse_frequency_ptr + head + offset, mask=counts, other=0.0)
+            total += times_share(inverse, share).to(SUM)
     # The columns before the first 16-byte boundary and after the last.
     lane = tl.arange(0, 2 * VECTOR)
     column = tl.where(lane < VECTOR, lane, head + whole + lane - VECTOR)
     # The first part takes them.
     valid = column < tl.where(lane < VECTOR, head, num_labels) * (part == 0).to(tl.int32)
     raw = tl.load(targets_ptr + start + column, mask=valid, other=0)
-    share = as_share(raw, total)
+    share = as_share(raw, DTYPE)
     rest = times_share(tl.load(inverse_frequency_ptr + column, mask=valid & counted(share), other=0.0), share)
     own = (tl.sum(total) + tl.sum(rest.to(SUM))).to(DTYPE)
     partials_at = partial_ptr + row.to(tl.int64) * num_parts
@@ -102,7 +103,7 @@ def narrow_sums_kernel(
     valid = (row < num_rows)[:, None] & (column < num_labels)[None, :]
     place = targets_ptr + row.to(tl.int64)[:, None] * targets_stride + column[None, :]
     raw = tl.load(place, mask=valid, other=0)
-    share = as_share(raw, inverse)
+    share = as_share(raw, inverse_frequency_ptr.dtype.element_ty)
     terms = times_share(tl.where(counted(share), inverse[None, :], 0.0), share)
     sums = tl.sum(terms.to(tl.float64) if SLOPE_FACTOR > 0.0 else terms, axis=1).to(inverse.dtype)
     tl.store(weight_slope_ptr + row, slope_of_weight(sums, SLOPE_FACTOR), mask=row < num_rows)
