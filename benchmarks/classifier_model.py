@@ -4,8 +4,8 @@
 decides:
 
 * *Chunks of 256 MiB of weights* (``CHUNK_BYTES`` of ``fused_balanced_loss/classifier/label_chunks.py``), and of 128
-  MiB where the backward updates the weights, because a chunk's gradient is float32 then. Chunks that
-  fit the level-2 cache read the weights once instead of twice, but there are dozens of them, each with seven launches.
+  MiB where the backward updates the weights, because a chunk's gradient is float32 then. Chunks that fit the level-2
+  cache read the weights once instead of twice, but there are dozens of them, each with seven launches.
 * *The loss is no epilogue of the logits' product* (``how="epilogue"``): it would save less than 15 %.
 
 ``python benchmarks/predictions.py`` writes the tables.

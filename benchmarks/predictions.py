@@ -209,7 +209,7 @@ def _page_of(name: str, gpu: Gpu) -> Iterator[str]:
     yield from _table("size | floor | ours over the floor | F.linear + our loss over ours", rows)
     yield "Below 1 in the last column, F.linear and our loss take less time, and memory for two [N, C] more."
     yield ""
-    yield "### Why chunks of 256 MiB of weights"
+    yield f"### Why chunks of {CHUNK_BYTES >> 20} MiB of weights"
     yield ""
     yield "Bytes of a chunk's weights: time in a graph, and of the host in an eager call."
     yield ""

@@ -95,7 +95,7 @@ def peak(way, num_labels):
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's high-water mark")
 def test_beyond_weight_and_state_an_update_takes_one_chunk():
-    chunk = default_chunk_size(N, D, torch.float32, torch.device("cpu"), update=False)
+    chunk = default_chunk_size(N, D, torch.float32, torch.device("cpu"), update=True)
     # The logits [N, chunk] and the weight's gradient [chunk, D] of one chunk.
     buffers = {c: 4 * min(c, chunk) * (N + D) for c in LABELS}
     peaks = {way: [peak(way, c) for c in LABELS] for way in WAYS}

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from test_losses import problem
+from test_losses import KERNELS, loss_and_gradient, problem
 
 from fused_balanced_loss import (
     DistributionBalancedLoss,
@@ -18,14 +18,7 @@ from fused_balanced_loss import (
 )
 
 DB = LossSpec.preset("DB", corpus="reuters")
-IMPLS = ["auto", "eager", "cpp", "triton"]
-
-
-def loss_and_gradient(logits, targets, *arguments, **options):
-    z = logits.detach().clone().requires_grad_()
-    loss = balanced_loss(z, targets, *arguments, **options)
-    (gradient,) = torch.autograd.grad(loss.sum(), z)
-    return loss.detach(), gradient
+IMPLS = ("auto", *KERNELS)
 
 
 @pytest.mark.parametrize("impl", IMPLS, indirect=True)
@@ -37,12 +30,12 @@ def test_the_next_call_of_a_kind_gives_the_same(impl, reduction, gradient, spars
     given = SparseTargets.from_dense(targets) if sparse else targets
     logits, given = logits.to(device), given.to(device)
     options = {"impl": impl, "reduction": reduction, "gradient": gradient}
-    first = loss_and_gradient(logits, given, DB, statistics, **options)
+    first = loss_and_gradient(logits, given, statistics, DB, device, **options)
     assert len(kept_calls._calls) == 1
-    for one, other in zip(first, loss_and_gradient(logits, given, DB, statistics, **options), strict=True):
+    for one, other in zip(first, loss_and_gradient(logits, given, statistics, DB, device, **options), strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        torch.testing.assert_close(balanced_loss(logits, given, DB, statistics, **options), first[0])
+        torch.testing.assert_close(balanced_loss(logits, given, DB, statistics, **options).cpu(), first[0])
 
 
 def test_checks_are_made_once_for_a_kind(monkeypatch):
@@ -182,7 +175,9 @@ def test_a_second_backward_of_a_kept_call(impl, device):
     ids, z = SparseTargets.from_dense(targets).to(device), logits.to(device).requires_grad_()
     balanced_loss(z, ids, DB, statistics, impl=impl)
     loss = balanced_loss(z, ids, DB, statistics, impl=impl)
-    first, second = (torch.autograd.grad(loss, z, torch.tensor(3.0), retain_graph=True)[0] for _ in range(2))
+    first, second = (
+        torch.autograd.grad(loss, z, torch.tensor(3.0, device=device), retain_graph=True)[0] for _ in range(2)
+    )
     torch.testing.assert_close(second, first)
     ids.col.sub_(1).clamp_(min=0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -212,7 +207,7 @@ def test_half_precision_and_parameters(dtype):
     (call,) = kept_calls._calls.values()
     assert call.gradient == ("backward" if dtype == torch.float16 else "forward")
     gradients = [torch.autograd.grad(loss, z)[0] for loss in losses]
-    expected = loss_and_gradient(logits, targets, DB, statistics)
+    expected = loss_and_gradient(logits, targets, statistics, DB, logits.device)
     for loss, gradient in zip(losses, gradients, strict=True):
         torch.testing.assert_close(loss.detach(), expected[0])
         torch.testing.assert_close(gradient, expected[1])
@@ -220,11 +215,10 @@ def test_half_precision_and_parameters(dtype):
 
 def test_threads_share_what_is_kept(device):
     logits, targets, statistics = problem(4, 70)
-    z, y = logits.to(device), targets.to(device)
-    expected = loss_and_gradient(z, y, DB, statistics)
+    expected = loss_and_gradient(logits, targets, statistics, DB, device)
 
     def several(_):
-        return [loss_and_gradient(z, y, DB, statistics) for _ in range(5)]
+        return [loss_and_gradient(logits, targets, statistics, DB, device) for _ in range(5)]
 
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(several, range(4)):

@@ -56,8 +56,7 @@ def prepare(problem: Problem) -> Problem:
 def value(problem: Problem, reduction: str, scale: float = 1.0) -> Tensor:
     """Loss: [N, C] for reduction "none", else ``scale`` times the sum of its elements."""
     if reduction == "none":
-        dtype = problem.dtype
-        loss = torch.empty_like(problem.logits, dtype=dtype, memory_format=torch.contiguous_format)
+        loss = torch.empty_like(problem.logits, dtype=problem.dtype, memory_format=torch.contiguous_format)
         _run(problem, 1.0, elements=loss)
         return loss
     return _sum(problem, scale, None)

@@ -8,7 +8,7 @@ from ..kernels.dense_sums import dense_sums_kernel, narrow_sums_kernel
 from ..kernels.element import LOG2E, STEEP
 from ..kernels.labels import row_terms_kernel
 from ..spec import LossSpec
-from .problem import Problem, compute_dtype
+from .problem import Problem
 from .triton_counters import counters
 from .triton_grid import NARROW, Layout
 from .triton_launch import launch_of
@@ -44,7 +44,7 @@ class SparseTerms:
         }
         _, crow, col = problem.target_tensors()
         assert crow is not None and col is not None
-        dtypes = crow.dtype, col.dtype, compute_dtype(logits.dtype) if rebalanced else None
+        dtypes = crow.dtype, col.dtype, problem.dtype if rebalanced else None
         self._launch = launch_of(row_terms_kernel, logits.device, dtypes, tuple(constants.items()))
         self._rebalanced = rebalanced
         self._num_rows, self._num_labels = logits.shape
@@ -69,7 +69,7 @@ class DenseTerms:
         logits, targets = problem.logits, problem.target_tensors()[0]
         assert targets is not None
         num_rows, num_labels = targets.shape
-        where, dtypes = logits.device, (targets.dtype, compute_dtype(logits.dtype))
+        where, dtypes = logits.device, (targets.dtype, problem.dtype)
         self._num_rows = num_rows
         self._narrow = num_labels <= NARROW
         if self._narrow:

@@ -51,7 +51,7 @@ class LinearLoss(torch.autograd.Function):
         factor = late_factor(upstream, chunked.late_scale)
         d_features, d_weight, d_bias = finish(gradients, factor, *ctx.dtypes)
         if d_weight is not None:
-            chunked.backend.scale_gradient(d_weight, factor if d_weight.dtype == torch.float16 else upstream)
+            chunked.backend.scale_gradient(d_weight, weight_factor(d_weight, factor, upstream))
         return d_features, d_weight, d_bias, None, None
 
 
@@ -89,6 +89,11 @@ class UpdatingLoss(torch.autograd.Function):
 def late_factor(upstream: Tensor, late_scale: float) -> Tensor:
     """What gradients without the late scale are multiplied by; 1 costs no operator."""
     return upstream if late_scale == 1.0 else upstream * late_scale
+
+
+def weight_factor(d_weight: Tensor, factor: Tensor, upstream: Tensor) -> Tensor:
+    """What the weight's gradient is yet to be multiplied by: only in float16 it is without the late scale."""
+    return factor if d_weight.dtype == torch.float16 else upstream
 
 
 def finish(

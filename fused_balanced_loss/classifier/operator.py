@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends.operator import mean_scale
 from ..backends.problem import NUM_ARGUMENTS, SCHEMA, Problem, compute_dtype, from_arguments, to_arguments
-from .autograd import finish
+from .autograd import finish, weight_factor
 from .chunked_pass import ChunkedPass, Gradients
 
 
@@ -100,7 +100,7 @@ def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, 
         gradients, factor, features.dtype, None if bias is None else bias.dtype, in_place=False
     )
     if d_weight is not None:
-        d_weight = (d_weight * (factor if d_weight.dtype == torch.float16 else upstream)).to(d_weight.dtype)
+        d_weight = (d_weight * weight_factor(d_weight, factor, upstream)).to(d_weight.dtype)
     result: list[Tensor | None] = [None] * ctx.num_inputs
     result[0], result[NUM_ARGUMENTS], result[NUM_ARGUMENTS + 1] = d_features, d_weight, d_bias
     return tuple(result)
